@@ -1,0 +1,73 @@
+"""The words of the data room: what a source yields, what a method asks for, and where a crop came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+CropPolicy = Literal["center", "zoom_center", "random_resized", "squash"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample as it lies in its source, nothing decoded yet."""
+
+    image: bytes
+    """An encoded image file (JPEG, PNG, PPM, ...)."""
+    name: str = ""
+    """What to call it in a log: a path, or shard/member."""
+    text: str | None = None
+    regions: Any = None
+    label_map: bytes | None = None
+    """An encoded single-channel image: one class id per pixel, 255 = ignore."""
+
+
+class Source(Protocol):
+    """A dataset with random access. `read` may raise; the loader replaces the sample and names it in the log."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Record: ...
+
+
+@dataclass(frozen=True)
+class View:
+    """One image view that a method wants of every sample."""
+
+    size: tuple[int, int]
+    """Height and width in pixels."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop: CropPolicy = "center"
+    """center: the backbone's evaluation transform (resize the short side by 1/crop_pct, centre crop);
+    zoom_center: random zoom and aspect, centre crop or reflect pad; random_resized: random resized crop;
+    squash: resize both sides, aspect lost."""
+    crop_pct: float = 1.0
+    interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
+    flip: bool = False
+    color: str | None = None
+    """None, or a timm RandAugment string such as "rand-m9-mstd0.5-inc1"."""
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """All views a method wants, by name."""
+
+    views: dict[str, View] = field(default_factory=dict)
+    label_map: bool = False
+    """Also decode `Record.label_map`, carried through the geometry of each view."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How the pixels of a view lie in its source image; every tensor has one row a sample.
+
+    A view pixel (x, y) comes from the source: undo the flip, then scale the `box` onto the unpadded view.
+    """
+
+    box: Tensor  # [B, 4] fp32: left, top, right, bottom of the shown part, in source pixels (after EXIF rotation)
+    inside: Tensor  # [B, 4] fp32: left, top, right, bottom of that part in view pixels, before the flip
+    flip: Tensor  # [B] bool: mirrored left to right, last of all
+    source_size: Tensor  # [B, 2] int64: height, width of the source (after EXIF rotation)

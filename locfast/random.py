@@ -1,0 +1,78 @@
+"""Every random number of locfast: a pure function of (seed, epoch, sample index, stream name).
+
+Nothing here has state, so masks, crops and the order of samples depend neither on ranks, workers and batch size nor
+on what was drawn before. Streams are named ("maskembed.visible", "crop.image"); two names never share numbers.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from locfast.kernels.philox import philox
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Who draws: the run's seed, and for every sample of a batch its epoch and its index in the dataset."""
+
+    seed: int
+    epoch: Tensor  # [B] int64
+    index: Tensor  # [B] int64, 0 .. 2^32 - 1
+
+    @staticmethod
+    def of(seed: int, epoch: int, index: int) -> Keys:
+        """Keys of a single sample (a batch of one)."""
+        return Keys(seed, torch.tensor([epoch]), torch.tensor([index]))
+
+    def to(self, device: torch.device | str) -> Keys:
+        return Keys(self.seed, self.epoch.to(device), self.index.to(device))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def random_words(keys: Keys, stream: str, count: int) -> Tensor:
+    """`count` random 32-bit words for every sample of `keys`, on the device of `keys`: [B, count] int64."""
+    blocks = -(-count // 4)
+    device, batch = keys.index.device, len(keys)
+    counter = torch.empty(batch, blocks, 4, dtype=torch.int64, device=device)
+    counter[..., 0] = torch.arange(blocks, device=device)
+    counter[..., 1] = keys.epoch[:, None]
+    counter[..., 2] = keys.index[:, None]
+    counter[..., 3] = zlib.crc32(stream.encode())
+    seed = keys.seed & 0xFFFFFFFFFFFFFFFF
+    return philox(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(batch, blocks * 4)[:, :count]
+
+
+def uniform(keys: Keys, stream: str, count: int) -> Tensor:
+    """`count` uniform numbers in [0, 1) for every sample: [B, count] fp32, multiples of 2^-24, equal on all devices."""
+    return (random_words(keys, stream, count) >> 8).to(torch.float32) * 2.0**-24
+
+
+def randint(keys: Keys, stream: str, count: int, high: int) -> Tensor:
+    """`count` integers uniform on 0 .. high - 1 (high <= 2^31) for every sample: [B, count] int64."""
+    return (random_words(keys, stream, count) * high) >> 32
+
+
+def permute(position: Tensor, size: int, seed: int, epoch: int, stream: str = "order") -> Tensor:
+    """Where a keyed pseudo-random permutation of 0 .. size - 1 sends each `position`, in O(1) memory and time.
+
+    A four-round Feistel network over the next even number of bits, with cycle walking: values outside the range
+    are sent through again until they fall inside, which keeps it a bijection. position [M] int64 -> [M] int64.
+    """
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    value = position.clone()
+    outside = torch.ones_like(value, dtype=torch.bool)
+    while bool(outside.any()):
+        left, right = value[outside] >> half, value[outside] & mask
+        for feistel_round in range(4):
+            keys = Keys(seed, torch.full_like(right, epoch), right)
+            left, right = right, left ^ (random_words(keys, f"{stream}.{feistel_round}", 1)[:, 0] & mask)
+        value[outside] = left << half | right
+        outside = value >= size
+    return value
