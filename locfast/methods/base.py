@@ -1,0 +1,97 @@
+"""What a method is to the engine: networks, arithmetic and randomness behind one face."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from locfast.config.base import OptimConfig
+from locfast.data.spec import ImageSpec
+from locfast.random import Keys
+
+Batch = dict[str, Any]
+"""{"views": {name: [B, 3, h, w] fp32, normalised}, "geometry": {name: Geometry}, "index": [B], "epoch": [B], ...}"""
+
+VALIDATION_EPOCH = 0xFFFFFFFF
+PREPARATION_EPOCH = 0xFFFFFFFE
+"""Epochs that no training reaches: held-out and calibration passes draw there, so their numbers are their own."""
+
+
+class Method(nn.Module):
+    """A training method: owns every network it needs and all of its arithmetic; knows nothing of ranks or steps.
+
+    Frozen networks have `requires_grad=False`; they are saved once a run, everything else in every checkpoint.
+    """
+
+    optim: OptimConfig
+    """Optimiser and schedule, from the method's config."""
+    preparation_samples: int = 0
+    """How many samples `prepare` wants to see before step 0; 0 for none."""
+
+    def image_spec(self) -> ImageSpec:
+        """The views this method trains on."""
+        raise NotImplementedError
+
+    def validation_spec(self) -> ImageSpec:
+        """The views of the held-out loss: no random crop. Default: those of training."""
+        return self.image_spec()
+
+    def defaults(self) -> dict[str, float]:
+        """Values for flags that the user left open: epochs, batch_size, lr."""
+        raise NotImplementedError
+
+    def draw(self, keys: Keys) -> Any:
+        """The method's random numbers for the samples of `keys`, on the device of `keys`."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, draw: Any) -> dict[str, Tensor]:
+        """{"loss": scalar with gradient, other names: detached scalars to log}; the mean over the batch's samples."""
+        raise NotImplementedError
+
+    def prepare(self, batches: Iterable[tuple[Batch, Any]], reduce_sum: Callable[[Tensor], Tensor]) -> None:
+        """Look at `preparation_samples` samples before step 0 (never on resume) and fill buffers.
+
+        `batches` yields (batch, draw); `reduce_sum` adds a tensor over all ranks.
+        """
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups of the trainable parameters, each with its `weight_decay`."""
+        named = [(n, p) for n, p in self.named_parameters() if p.requires_grad]
+        decay = self.optim.weight_decay
+        if self.optim.decay_all:
+            return [{"params": [p for _, p in named], "weight_decay": decay}]
+        matrices, vectors = [p for _, p in named if p.ndim > 1], [p for _, p in named if p.ndim <= 1]
+        return [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+
+    def after_step(self, step: int) -> None:
+        """Called after optimiser step number `step` (from 1): moving averages and the like."""
+
+    def enable_compile(self) -> None:
+        """Compile the networks in place (`--compile`); state-dict keys must not change."""
+        self.compile()
+
+    def enable_grad_checkpointing(self) -> None:
+        """Recompute activations of the trainable networks in the backward pass (`--grad-checkpointing`)."""
+        raise NotImplementedError
+
+    def frozen_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers of frozen networks by state-dict key: saved once a run."""
+        frozen = [m for m in self.children() if not any(p.requires_grad for p in m.parameters())]
+        inside = {id(t) for m in frozen for t in (*m.parameters(), *m.buffers())}
+        return {k: t for k, t in self.state_dict(keep_vars=True).items() if id(t) in inside}
+
+    def training_state(self) -> dict[str, Tensor]:
+        """Everything else of the state dict: saved in every checkpoint."""
+        frozen = self.frozen_state()
+        return {k: t.detach() for k, t in self.state_dict(keep_vars=True).items() if k not in frozen}
+
+    def artifacts(self) -> dict[str, Any]:
+        """What an export holds: {"backbone": Backbone to export, "softcap": float | None, ...}."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
