@@ -50,6 +50,8 @@ class TrainConfig:
     """timm model name, hf-hub:org/name, a local folder or checkpoint file (as name@file), or demo."""
     pretrained: bool = True
     """Start from pretrained weights."""
+    image_size: int | None = None
+    """Side of the input in pixels; position embeddings are resampled. Default: the model's own."""
     data: str = "demo"
     """Image folder, file list (.txt), tar shards (folder or pattern), or demo."""
     val: str | None = None

@@ -24,9 +24,11 @@ class MaskEmbedConfig(MethodConfig):
     """Divide targets by one scalar: their standard deviation over samples, tokens, views and dims (mse and l1)."""
     masking: Masking = "uniform"
     """uniform: number of visible patches uniform on 0..N, ends included; bernoulli: each patch visible with
-    probability visible_fraction; block: BEiT's rectangles hidden; reversed_block: rectangles visible."""
-    visible_fraction: float = 0.5
-    """Share of visible patches for bernoulli, block (at most) and reversed_block (at least) masks."""
+    probability bernoulli_p; block: random rectangles (BEiT's) visible; reversed_block: the rectangles hidden."""
+    bernoulli_p: float = 0.5
+    """Probability that a patch is visible, for bernoulli masks."""
+    block_fraction: float = 0.4
+    """Rectangles are added until they cover this share of the image, for block and reversed_block masks."""
     complement: bool = True
     """Also use the complement of every mask."""
     all_visible: bool = True
@@ -62,7 +64,8 @@ class MaskEmbedConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         check(self.softcap is None or self.softcap > 0, f"softcap must be positive or None, got {self.softcap}")
-        check(0 < self.visible_fraction < 1, f"visible_fraction must lie in (0, 1), got {self.visible_fraction}")
+        check(0 < self.bernoulli_p < 1, f"bernoulli_p must lie in (0, 1), got {self.bernoulli_p}")
+        check(0 < self.block_fraction < 1, f"block_fraction must lie in (0, 1), got {self.block_fraction}")
         check(self.decoder_depth >= 1, f"decoder_depth must be at least 1, got {self.decoder_depth}")
         check(self.decoder_layer_scale >= 0, f"decoder_layer_scale must not be negative: {self.decoder_layer_scale}")
         check(self.mixup >= 0 and self.cutmix >= 0, "mixup and cutmix must not be negative")

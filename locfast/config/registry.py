@@ -1,0 +1,46 @@
+"""Which dataclass holds a method's own fields, by method name. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+
+from locfast.config.base import MethodConfig, TrainConfig
+from locfast.errors import UserError, suggest
+
+METHODS: dict[str, tuple[str, str]] = {
+    "maskembed": ("locfast.config.maskembed", "MaskEmbedConfig"),
+}
+"""Method name -> (module, class name) of its config."""
+
+
+def method_config_class(name: str) -> type[MethodConfig]:
+    """The config dataclass of method `name`; UserError with the nearest name when there is none."""
+    if name not in METHODS:
+        raise UserError(f"--method {name}: no such method{suggest(name, METHODS)} Known: {', '.join(sorted(METHODS))}.")
+    module, attribute = METHODS[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def run_config_class(name: str) -> type[TrainConfig]:
+    """TrainConfig and one more field, named like the method, that holds the method's own fields."""
+    method_config = method_config_class(name)
+    section = (name, method_config, dataclasses.field(default_factory=method_config))
+    return dataclasses.make_dataclass(
+        "RunConfig",
+        [section],
+        bases=(TrainConfig,),
+        namespace={"__doc__": TrainConfig.__doc__},
+        frozen=True,
+        kw_only=True,
+    )
+
+
+def make_config(method: str = "maskembed", **fields: object) -> TrainConfig:
+    """A run's config from Python: `make_config("maskembed", model="...", maskembed=MaskEmbedConfig(softcap=None))`."""
+    return run_config_class(method)(method=method, **fields)
+
+
+def method_config(config: TrainConfig) -> MethodConfig:
+    """The method's own fields inside a run's config."""
+    return getattr(config, config.method)

@@ -1,0 +1,187 @@
+"""MaskEmbed, or masked embedding self-consistency (Locality Alignment, section 3.2 and appendix C)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from locfast.config.maskembed import MaskEmbedConfig
+from locfast.data.spec import ImageSpec, View
+from locfast.errors import UserError
+from locfast.methods import masks
+from locfast.methods.base import Batch, Method
+from locfast.methods.mixing import Mix, draw_mix, mix_images
+from locfast.models.backbone import load_backbone
+from locfast.models.decoder import PooledDecoder, TransformerDecoder
+from locfast.models.student import make_student
+from locfast.random import Keys
+
+IMAGE = "image"
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The random numbers of one batch."""
+
+    visible: Tensor  # [B, V, N] bool
+    mix: Mix | None = None
+
+
+class MaskEmbed(Method):
+    """Fine-tunes an encoder so that its masked patch embeddings suffice to rebuild a frozen teacher's masked outputs.
+
+    The encoder sees the whole image; its embeddings are masked afterwards, so every one must hold what is at its place.
+
+    Raises:
+        UserError: the model has no CLS token but the target is its CLS.
+    """
+
+    preparation_samples = 4096
+
+    def __init__(
+        self,
+        config: MaskEmbedConfig,
+        *,
+        model: str,
+        pretrained: bool = True,
+        image_size: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.optim = config.optim
+        self.teacher = load_backbone(model, pretrained, seed=seed, image_size=image_size).requires_grad_(False)
+        if config.target == "last_cls" and self.teacher.num_prefix_tokens == 0:
+            raise UserError(
+                f"target last_cls was asked for, but {model} has no CLS token; use --maskembed.target penultimate or last"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.encoder = make_student(
+                copy.deepcopy(self.teacher), new_norm=config.reinit_norm, new_last_block=config.reinit_last_block
+            )
+            self.head = self._new_head()
+            self.decoder = self._new_decoder()
+        self.register_buffer("target_scale", torch.ones(()))
+        self.train()
+
+    def _new_head(self) -> nn.Module:
+        width = self.teacher.embed_dim
+        last = nn.Linear(width, width)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        return last if self.config.head == "linear" else nn.Sequential(nn.Linear(width, width), nn.GELU(), last)
+
+    def _new_decoder(self) -> nn.Module:
+        if self.config.decoder == "transformer":
+            return TransformerDecoder(self.teacher, self.config.decoder_depth, self.config.decoder_layer_scale)
+        return PooledDecoder(average=self.config.decoder == "average")
+
+    def forward(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
+        """Equation 1: the squared distance of h(m(g(x))) from f(m(x)), the mean over images, views, tokens and width."""
+        images = mix_images(batch["views"][IMAGE], draw.mix)
+        target = self.target(images, draw.visible) * self.target_scale
+        embeddings = self.head(self.encoder.forward_features(images, softcap=self.config.softcap))
+        rebuilt = self.decoder(embeddings[:, self.encoder.num_prefix_tokens :], draw.visible)
+        per_token = self.distance(rebuilt[:, :, : target.shape[2]].float(), target.float())
+        loss = self.select(per_token, draw.visible)
+        return {"loss": loss, **self._view_losses(per_token.detach())}
+
+    @torch.no_grad()
+    def target(self, images: Tensor, visible: Tensor) -> Tensor:
+        """What the teacher makes of every masked view, unscaled: images [B, 3, H, W], visible [B, V, N] -> [B, V, T, C].
+
+        T is 1, the CLS token, for target last_cls.
+        """
+        stop = self.teacher.depth - (self.config.target == "penultimate")
+        features = self.teacher.masked_features(images, visible, stop=stop)
+        return features[:, :, :1] if self.config.target == "last_cls" else features
+
+    def distance(self, rebuilt: Tensor, target: Tensor) -> Tensor:
+        """Per token, the mean over the width: two tensors [B, V, T, C] -> [B, V, T]."""
+        if self.config.loss == "cosine":
+            return 1 - F.cosine_similarity(rebuilt, target, dim=-1)
+        difference = rebuilt - target
+        return (difference.square() if self.config.loss == "mse" else difference.abs()).mean(-1)
+
+    def select(self, per_token: Tensor, visible: Tensor) -> Tensor:
+        """Mean over all tokens, or over an image's hidden or visible patches and then over images: a scalar.
+
+        The mean per image comes first, so that gradient accumulation and ranks do not change the loss.
+        """
+        if self.config.loss_on == "all":
+            return per_token.mean()
+        chosen = (visible if self.config.loss_on == "visible" else ~visible).flatten(1)
+        patches = per_token[:, :, self.teacher.num_prefix_tokens :].flatten(1)
+        return (torch.where(chosen, patches, 0).sum(1) / chosen.sum(1).clamp(min=1)).mean()
+
+    def _view_losses(self, per_token: Tensor) -> dict[str, Tensor]:
+        names = ["masked"] + ["complement"] * self.config.complement + ["all_visible"] * self.config.all_visible
+        return {f"loss/{name}": per_token[:, view].mean() for view, name in enumerate(names)}
+
+    def draw(self, keys: Keys) -> Draw:
+        config, grid = self.config, self.teacher.grid
+        if config.masking == "uniform":
+            visible = masks.uniform_count(keys, self.teacher.num_patches)
+        elif config.masking == "bernoulli":
+            visible = masks.bernoulli(keys, self.teacher.num_patches, config.bernoulli_p)
+        else:
+            visible = masks.blocks(keys, grid, config.block_fraction)
+            visible = ~visible if config.masking == "reversed_block" else visible
+        views = masks.with_views(visible, config.complement, config.all_visible)
+        return Draw(views, draw_mix(keys, config.mixup, config.cutmix) if self.training else None)
+
+    @torch.no_grad()
+    def prepare(self, batches: Iterable[tuple[Batch, Draw]], reduce_sum: Callable[[Tensor], Tensor]) -> None:
+        """Set `target_scale` to one over the targets' standard deviation, summed in fp64 over samples and ranks."""
+        if not self.config.target_scale or self.config.loss == "cosine":
+            return
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # how many, their sum, their squares' sum
+        for batch, draw in batches:
+            target = self.target(batch["views"][IMAGE], draw.visible).double()
+            sums += torch.stack([target.new_tensor(target.numel()), target.sum(), target.square().sum()])
+        count, total, squares = reduce_sum(sums).unbind()
+        variance = squares / count - (total / count) ** 2
+        self.target_scale.copy_(variance.rsqrt())
+
+    def image_spec(self) -> ImageSpec:
+        config = self.config
+        crop = dict(crop=config.crop, flip=config.flip, interpolation="random", color=config.randaugment)
+        return ImageSpec({IMAGE: self._view(**crop)})
+
+    def validation_spec(self) -> ImageSpec:
+        return ImageSpec({IMAGE: self._view(crop="center", crop_pct=self.teacher.crop_pct)})
+
+    def _view(self, **policy: Any) -> View:
+        backbone = self.teacher
+        return View(
+            **{
+                "size": backbone.image_size,
+                "mean": backbone.mean,
+                "std": backbone.std,
+                "interpolation": backbone.interpolation,
+                **policy,
+            }
+        )
+
+    def defaults(self) -> dict[str, float]:
+        # Table 6: 3e-4 up to ViT-B, 2e-4 for ViT-L and SO400M.
+        return {"epochs": 5, "batch_size": 1024, "lr": 3e-4 if self.teacher.embed_dim <= 768 else 2e-4}
+
+    def enable_grad_checkpointing(self) -> None:
+        self.encoder.checkpointing = True
+        self.decoder.checkpointing = True
+
+    def artifacts(self) -> dict[str, Any]:
+        return {"backbone": self.encoder, "softcap": self.config.softcap, "head": self.head, "decoder": self.decoder}
+
+    def train(self, mode: bool = True) -> MaskEmbed:
+        super().train(mode)
+        self.teacher.eval()
+        return self
