@@ -44,7 +44,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     if not path.is_file():
         known = recipe_names()
         raise UserError(
-            f"--recipe {name}: no such recipe{suggest(name, known)} `--recipe help` lists the {len(known)} that exist; "
+            f"--recipe {name}: no such recipe{suggest(name, known) or '.'} `--recipe help` lists the {len(known)} that exist; "
             "a file of your own goes to --config."
         )
     return read_yaml(path)

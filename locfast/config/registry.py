@@ -17,7 +17,7 @@ METHODS: dict[str, tuple[str, str]] = {
 def method_config_class(name: str) -> type[MethodConfig]:
     """The config dataclass of method `name`; UserError with the nearest name when there is none."""
     if name not in METHODS:
-        raise UserError(f"--method {name}: no such method{suggest(name, METHODS)} Known: {', '.join(sorted(METHODS))}.")
+        raise UserError(f"--method {name}: no such method{suggest(name, METHODS) or '.'} Known: {', '.join(METHODS)}.")
     module, attribute = METHODS[name]
     return getattr(importlib.import_module(module), attribute)
 

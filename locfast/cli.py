@@ -1,0 +1,124 @@
+"""What every command shares: a user's mistake becomes one message, and flags lie over files and recipes."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from locfast.config.base import TrainConfig
+from locfast.errors import UserError
+
+NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "file too large"}
+
+
+def command(main: Callable[[], object]) -> Callable[[], None]:
+    """Run `main` as a command: UserError and a full disk end with one message on stderr and exit code 2."""
+
+    @functools.wraps(main)
+    def run() -> None:
+        try:
+            main()
+        except UserError as error:
+            _fail(str(error), 2)
+        except KeyboardInterrupt:
+            _fail("Stopped by Ctrl-C.", 130)
+        except BrokenPipeError:
+            # the reader of a pipe (head, less) went away: nothing more to say, and no second error at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except Exception as error:
+            reason = no_room(error)
+            if reason is None:
+                raise
+            _fail(reason, 2)
+
+    return run
+
+
+def no_room(error: BaseException) -> str | None:
+    """A message when `error` (of Python or of safetensors) says that the disk takes no more, else None."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(found[1])
+    if number not in NO_ROOM:
+        return None
+    path = getattr(error, "filename", None) or next(iter(getattr(error, "__notes__", [])), "")
+    where = f" while writing {path}" if path else ""
+    return (
+        f"Cannot go on: {NO_ROOM[number]}{where} ({os.strerror(number)}). What was complete before is untouched. "
+        "Free some space, then go on from the newest checkpoint with --resume."
+    )
+
+
+def peek(argv: Sequence[str], flag: str) -> str | None:
+    """The value of `--flag` on a command line before it is parsed (the last one counts), or None."""
+    value = None
+    for i, word in enumerate(argv):
+        if word == flag and i + 1 < len(argv):
+            value = argv[i + 1]
+        elif word.startswith(flag + "="):
+            value = word[len(flag) + 1 :]
+    return value
+
+
+def parse_train(argv: Sequence[str]) -> TrainConfig:
+    """The config of a training run: dataclass defaults < recipe < config.yaml of a resumed run < --config < flags."""
+    import tyro
+
+    from locfast.config.files import from_dict, merge
+    from locfast.config.registry import run_config_class
+
+    layers = _files(argv)
+    merged = merge(*[values for _, values in layers])
+    method = peek(argv, "--method") or str(merged.get("method", TrainConfig.method))
+    kind = run_config_class(method)
+    for where, values in layers:  # each alone first, so that a mistake is told with the file it stands in
+        from_dict(kind, {**values, "method": method}, where)
+    default = from_dict(kind, {**merged, "method": method}, " + ".join(where for where, _ in layers))
+    return tyro.cli(
+        kind,
+        default=default,
+        args=list(argv),
+        prog="python -m locfast.train",
+        description="Train a ViT so that every patch embedding knows what is at its place.",
+    )
+
+
+def _files(argv: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """(origin, values) of every file under the flags, the lowest first."""
+    from locfast.config.files import read_recipe, read_yaml
+
+    layers: list[tuple[str, dict[str, Any]]] = []
+    out, config, recipe = (peek(argv, flag) for flag in ("--out", "--config", "--recipe"))
+    if "--resume" in argv and out and (saved := Path(out) / "config.yaml").is_file():
+        layers.append((str(saved), read_yaml(saved)))
+    if config:
+        layers.append((config, read_yaml(Path(config))))
+    recipe = recipe or next((values["recipe"] for _, values in reversed(layers) if values.get("recipe")), None)
+    if recipe is None and all(_is_demo(argv, layers, name) for name in ("model", "data")):
+        from locfast.config.files import recipe_names
+
+        recipe = "demo" if "demo" in recipe_names() else None
+    if recipe:
+        layers.insert(0, (f"recipe {recipe}", read_recipe(recipe)))
+    return layers
+
+
+def _is_demo(argv: Sequence[str], layers: list[tuple[str, dict[str, Any]]], name: str) -> bool:
+    given = peek(argv, f"--{name}")
+    if given is None:
+        given = next((values[name] for _, values in reversed(layers) if name in values), "demo")
+    return given == "demo"
+
+
+def _fail(message: str, code: int) -> None:
+    # the other ranks of a torchrun end with the same error: one of them tells it
+    if os.environ.get("RANK", "0") == "0":
+        print(f"\nlocfast: {message}" if sys.stderr.isatty() else f"locfast: {message}", file=sys.stderr, flush=True)
+    sys.exit(code)
