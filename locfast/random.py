@@ -58,20 +58,22 @@ def randint(keys: Keys, stream: str, count: int, high: int) -> Tensor:
     return (random_words(keys, stream, count) * high) >> 32
 
 
-def permute(position: Tensor, size: int, seed: int, epoch: int, stream: str = "order") -> Tensor:
+def permute(position: Tensor, size: int, seed: int, epoch: int | Tensor, stream: str = "order") -> Tensor:
     """Where a keyed pseudo-random permutation of 0 .. size - 1 sends each `position`, in O(1) memory and time.
 
     A four-round Feistel network over the next even number of bits, with cycle walking: values outside the range
-    are sent through again until they fall inside, which keeps it a bijection. position [M] int64 -> [M] int64.
+    are sent through again until they fall inside, which keeps it a bijection. position [M] int64 -> [M] int64; every
+    epoch (one for all, or [M] int64) and every stream has a permutation of its own.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
     value = position.clone()
+    epochs = torch.as_tensor(epoch, device=value.device).expand_as(value)
     outside = torch.ones_like(value, dtype=torch.bool)
     while bool(outside.any()):
         left, right = value[outside] >> half, value[outside] & mask
         for feistel_round in range(4):
-            keys = Keys(seed, torch.full_like(right, epoch), right)
+            keys = Keys(seed, epochs[outside], right)
             left, right = right, left ^ (random_words(keys, f"{stream}.{feistel_round}", 1)[:, 0] & mask)
         value[outside] = left << half | right
         outside = value >= size

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CropPolicy = Literal["center", "zoom_center", "random_resized", "squash"]
 
@@ -21,7 +22,7 @@ class Record:
     text: str | None = None
     regions: Any = None
     label_map: bytes | None = None
-    """An encoded single-channel image: one class id per pixel, 255 = ignore."""
+    """An encoded 8-bit image with one channel (or a palette): one class id per pixel, 255 = ignore."""
 
 
 class Source(Protocol):
@@ -58,6 +59,8 @@ class ImageSpec:
     views: dict[str, View] = field(default_factory=dict)
     label_map: bool = False
     """Also decode `Record.label_map`, carried through the geometry of each view."""
+    records: bool = False
+    """Also hand on every sample's `Record` (name, text, regions), without the bytes of image and label map."""
 
 
 @dataclass(frozen=True)
@@ -71,3 +74,4 @@ class Geometry:
     inside: Tensor  # [B, 4] fp32: left, top, right, bottom of that part in view pixels, before the flip
     flip: Tensor  # [B] bool: mirrored left to right, last of all
     source_size: Tensor  # [B, 2] int64: height, width of the source (after EXIF rotation)
+    size: tuple[int, int]  # height, width of the view
