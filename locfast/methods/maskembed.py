@@ -69,6 +69,7 @@ class MaskEmbed(Method):
             self.head = self._new_head()
             self.decoder = self._new_decoder()
         self.register_buffer("target_scale", torch.ones(()))
+        self.checkpointing = False
         self.train()
 
     def _new_head(self) -> nn.Module:
@@ -87,8 +88,8 @@ class MaskEmbed(Method):
         """Equation 1: the squared distance of h(m(g(x))) from f(m(x)), the mean over images, views, tokens and width."""
         images = mix_images(batch["views"][IMAGE], draw.mix)
         target = self.target(images, draw.visible) * self.target_scale
-        embeddings = self.head(self.encoder.forward_features(images, softcap=self.config.softcap))
-        rebuilt = self.decoder(embeddings[:, self.encoder.num_prefix_tokens :], draw.visible)
+        embeddings = self.head(self.encoder.forward_features(images, self.config.softcap, self.checkpointing))
+        rebuilt = self.decoder(embeddings[:, self.encoder.num_prefix_tokens :], draw.visible, self.checkpointing)
         per_token = self.distance(rebuilt[:, :, : target.shape[2]].float(), target.float())
         loss = self.select(per_token, draw.visible)
         return {"loss": loss, **self._view_losses(per_token.detach())}
@@ -175,8 +176,7 @@ class MaskEmbed(Method):
         return {"epochs": 5, "batch_size": 1024, "lr": 3e-4 if self.teacher.embed_dim <= 768 else 2e-4}
 
     def enable_grad_checkpointing(self) -> None:
-        self.encoder.checkpointing = True
-        self.decoder.checkpointing = True
+        self.checkpointing = True
 
     def artifacts(self) -> dict[str, Any]:
         return {"backbone": self.encoder, "softcap": self.config.softcap, "head": self.head, "decoder": self.decoder}

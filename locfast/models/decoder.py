@@ -9,6 +9,7 @@ import torch
 from timm.layers import Mlp, SwiGLU
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from locfast.kernels.mask_embeddings import mask_embeddings
 from locfast.models.backbone import Backbone
@@ -40,16 +41,15 @@ class TransformerDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=backbone.norm_eps)
         self.output = nn.Linear(width, width)
-        self.checkpointing = False
 
-    def forward(self, embeddings: Tensor, visible: Tensor) -> Tensor:
-        """embeddings [B, N, C], visible [B, V, N] bool  ->  [B, V, P + N, C]."""
+    def forward(self, embeddings: Tensor, visible: Tensor, checkpointing: bool = False) -> Tensor:
+        """embeddings [B, N, C], visible [B, V, N] bool  ->  [B, V, P + N, C].
+
+        checkpointing: recompute activations in the backward pass.
+        """
         tokens = mask_embeddings(embeddings, visible, self.position).flatten(0, 1)
         for block in self.blocks:
-            if self.checkpointing:
-                tokens = torch.utils.checkpoint.checkpoint(block, tokens, use_reentrant=False)
-            else:
-                tokens = block(tokens)
+            tokens = checkpoint(block, tokens, use_reentrant=False) if checkpointing else block(tokens)
         return self.output(self.norm(tokens)).unflatten(0, visible.shape[:2])
 
 
@@ -60,8 +60,8 @@ class PooledDecoder(nn.Module):
         super().__init__()
         self.average = average
 
-    def forward(self, embeddings: Tensor, visible: Tensor) -> Tensor:
-        """embeddings [B, N, C], visible [B, V, N] bool  ->  [B, V, 1, C]."""
+    def forward(self, embeddings: Tensor, visible: Tensor, checkpointing: bool = False) -> Tensor:
+        """embeddings [B, N, C], visible [B, V, N] bool  ->  [B, V, 1, C]; there is nothing to recompute."""
         kept = visible.to(embeddings.dtype)
         total = kept @ embeddings
         if self.average:

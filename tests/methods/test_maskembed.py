@@ -145,9 +145,7 @@ def test_cls_target_is_compared_image_by_image() -> None:
     method = shake(make(target="last_cls", complement=False, all_visible=False))
     draw = method.draw(keys())
     whole = method(batch(), draw)["loss"]
-    alone = [
-        method({"views": {"image": images()[i : i + 1]}}, Draw(draw.visible[i : i + 1]))["loss"] for i in range(3)
-    ]
+    alone = [method({"views": {"image": images()[i : i + 1]}}, Draw(draw.visible[i : i + 1]))["loss"] for i in range(3)]
     torch.testing.assert_close(whole, torch.stack(alone).mean(), rtol=1e-5, atol=0)
 
 
@@ -155,9 +153,7 @@ def test_cls_target_is_compared_image_by_image() -> None:
 def test_loss_of_a_batch_is_the_mean_of_its_halves(loss_on: str) -> None:
     method = shake(make(loss_on=loss_on))
     draw, x = method.draw(keys(4)), images(4)
-    halves = [
-        method({"views": {"image": x[i : i + 2]}}, Draw(draw.visible[i : i + 2]))["loss"] for i in (0, 2)
-    ]
+    halves = [method({"views": {"image": x[i : i + 2]}}, Draw(draw.visible[i : i + 2]))["loss"] for i in (0, 2)]
     whole = method({"views": {"image": x}}, draw)["loss"]
     torch.testing.assert_close(whole, torch.stack(halves).mean(), rtol=1e-5, atol=0)
 
@@ -259,5 +255,7 @@ def test_defaults_follow_table_six() -> None:
     optim = dataclasses.asdict(config.optim)
     assert (config.softcap, config.decoder_depth, config.decoder_layer_scale) == (30.0, 2, 1e-6)
     assert optim["betas"] == (0.9, 0.95) and optim["weight_decay"] == 0.01 and optim["clip"] == 1.0
-    assert optim["eps"] == 1e-8 and optim["final_lr_ratio"] == 0.1 and optim["warmup_epochs"] == 0 and optim["decay_all"]
+    assert (
+        optim["eps"] == 1e-8 and optim["final_lr_ratio"] == 0.1 and optim["warmup_epochs"] == 0 and optim["decay_all"]
+    )
     assert make().defaults() == {"epochs": 5, "batch_size": 1024, "lr": 3e-4}
