@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from .. import _backend
 from . import reference
@@ -59,35 +62,20 @@ def _check(x: Tensor, visible: Tensor, position: Tensor) -> None:
         )
 
 
+def _implementation(backend: str) -> ModuleType:
+    """The module of a backend; Triton is imported only when it is wanted."""
+    return reference if backend == "reference" else importlib.import_module(f".{backend}", __name__)
+
+
 def _forward(x: Tensor, visible: Tensor, position: Tensor, backend: str) -> Tensor:
-    if backend == "triton":
-        from . import triton
-
-        return triton.mask_embeddings(x, visible, position)
-    if backend == "cuda":
-        from . import cuda
-
-        return cuda.mask_embeddings(x, visible, position)
-    return reference.mask_embeddings(x, visible, position)
+    return _implementation(backend).mask_embeddings(x, visible, position)
 
 
 def _backward(
-    grad: Tensor,
-    visible: Tensor,
-    num_prefix_tokens: int,
-    x_dtype: torch.dtype,
-    position_dtype: torch.dtype,
-    backend: str,
+    grad: Tensor, visible: Tensor, num_prefix_tokens: int, position_dtype: torch.dtype, backend: str
 ) -> tuple[Tensor, Tensor]:
-    if backend == "triton":
-        from . import triton
-
-        return triton.mask_embeddings_backward(grad, visible, num_prefix_tokens, x_dtype, position_dtype)
-    if backend == "cuda":
-        from . import cuda
-
-        return cuda.mask_embeddings_backward(grad, visible, num_prefix_tokens, x_dtype, position_dtype)
-    return reference.mask_embeddings_backward(grad, visible, num_prefix_tokens, x_dtype, position_dtype)
+    x_grad, position_grad = _implementation(backend).mask_embeddings_backward(grad, visible, num_prefix_tokens)
+    return x_grad, position_grad.to(position_dtype)
 
 
 forward_op = torch.library.custom_op("locfast::mask_embeddings", _forward, mutates_args=())
@@ -101,34 +89,36 @@ def _(x: Tensor, visible: Tensor, position: Tensor, backend: str) -> Tensor:
 
 @backward_op.register_fake
 def _(
-    grad: Tensor,
-    visible: Tensor,
-    num_prefix_tokens: int,
-    x_dtype: torch.dtype,
-    position_dtype: torch.dtype,
-    backend: str,
+    grad: Tensor, visible: Tensor, num_prefix_tokens: int, position_dtype: torch.dtype, backend: str
 ) -> tuple[Tensor, Tensor]:
     batch, _, patches = visible.shape
     tokens, width = grad.shape[2:]
-    return grad.new_empty(batch, patches, width, dtype=x_dtype), grad.new_empty(tokens, width, dtype=position_dtype)
+    return grad.new_empty(batch, patches, width), grad.new_empty(tokens, width, dtype=position_dtype)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str], output: Tensor) -> None:
     x, visible, position, ctx.backend = inputs
     ctx.save_for_backward(visible)
     ctx.num_prefix_tokens = position.shape[0] - x.shape[1]
-    ctx.dtypes = x.dtype, position.dtype
+    ctx.position_dtype = position.dtype
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (visible,) = ctx.saved_tensors
     x_grad, position_grad = torch.ops.locfast.mask_embeddings_backward(
-        grad, visible, ctx.num_prefix_tokens, *ctx.dtypes, ctx.backend
+        grad, visible, ctx.num_prefix_tokens, ctx.position_dtype, ctx.backend
     )
     return x_grad, None, position_grad, None
 
 
 forward_op.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+@register_flop_formula([torch.ops.locfast.mask_embeddings, torch.ops.locfast.mask_embeddings_backward])
+def _flops(*args: Any, **kwargs: Any) -> int:
+    """None by the usual count, which takes matrix products alone."""
+    return 0
+
 
 _backend.register(OP, {"triton": _backend.triton_probe, "cuda": _backend.cuda_probe, "reference": _backend.anywhere})
 

@@ -16,11 +16,9 @@ def mask_embeddings(x: Tensor, visible: Tensor, position: Tensor) -> Tensor:
     return (F.pad(patches, (0, 0, num_prefix_tokens, 0)) + position.to(compute)).to(x.dtype)
 
 
-def mask_embeddings_backward(
-    grad: Tensor, visible: Tensor, num_prefix_tokens: int, x_dtype: torch.dtype, position_dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """grad [B, V, P + N, C], visible [B, V, N]  ->  gradients of x [B, N, C] and of position [P + N, C]."""
-    compute = torch.float64 if torch.float64 in (x_dtype, position_dtype) else torch.float32
-    grad = grad.to(compute)
-    x_grad = torch.where(visible[..., None], grad[:, :, num_prefix_tokens:], 0.0).sum(1)
-    return x_grad.to(x_dtype), grad.sum((0, 1)).to(position_dtype)
+def mask_embeddings_backward(grad: Tensor, visible: Tensor, num_prefix_tokens: int) -> tuple[Tensor, Tensor]:
+    """grad [B, V, P + N, C]  ->  gradients of x [B, N, C] in grad's dtype, and of position [P + N, C] in fp32 (fp64)."""
+    compute = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    wide = grad.to(compute)
+    x_grad = torch.where(visible[..., None], wide[:, :, num_prefix_tokens:], 0.0).sum(1)
+    return x_grad.to(grad.dtype), wide.sum((0, 1))

@@ -1,0 +1,166 @@
+// mask_embeddings on stable tensors: checks, the CPU loops, and the way to the CUDA launchers.
+#include "op.h"
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <utility>
+#include <vector>
+
+#include "mask_embeddings.h"
+
+// It exists only where torch has CUDA; weak, so that the library loads in a CPU-only torch too.
+#pragma weak aoti_torch_get_current_cuda_stream
+
+namespace locfast::mask_embeddings {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+template <typename T>
+void forward_on_cpu(const T* x, const bool* visible, const float* position, T* out, const Shape& shape) {
+  torch::stable::parallel_for(0, shape.batch * shape.views, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t view = begin; view < end; ++view) {
+      const int64_t image = view / shape.views;
+      for (int64_t token = 0; token < shape.tokens(); ++token) {
+        const int64_t patch = token - shape.prefix;
+        const bool shown = patch >= 0 && visible[view * shape.patches + patch];
+        const T* from = shown ? x + (image * shape.patches + patch) * shape.width : nullptr;
+        T* to = out + (view * shape.tokens() + token) * shape.width;
+        for (int64_t c = 0; c < shape.width; ++c) {
+          to[c] = embed(from ? from[c] : T(0), shown, position[token * shape.width + c]);
+        }
+      }
+    }
+  });
+}
+
+template <typename T>
+void backward_on_cpu(
+    const T* grad, const bool* visible, T* x_grad, float* position_grad, int64_t parts, const Shape& shape) {
+  torch::stable::parallel_for(0, shape.tokens(), 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> patch_grad(shape.width), part_grad(shape.width);
+    for (int64_t token = begin; token < end; ++token) {
+      const int64_t patch = token - shape.prefix;
+      float* total = position_grad + token * shape.width;
+      std::fill(total, total + shape.width, 0.0f);
+      for (int64_t part = 0; part < parts; ++part) {
+        std::fill(part_grad.begin(), part_grad.end(), 0.0f);
+        const int64_t last = first_image(part + 1, parts, shape.batch);
+        for (int64_t image = first_image(part, parts, shape.batch); image < last; ++image) {
+          std::fill(patch_grad.begin(), patch_grad.end(), 0.0f);
+          for (int64_t view = image * shape.views; view < (image + 1) * shape.views; ++view) {
+            const bool shown = patch >= 0 && visible[view * shape.patches + patch];
+            const T* from = grad + (view * shape.tokens() + token) * shape.width;
+            for (int64_t c = 0; c < shape.width; ++c) add_gradient(from[c], shown, patch_grad[c], part_grad[c]);
+          }
+          if (patch < 0) continue;
+          T* to = x_grad + (image * shape.patches + patch) * shape.width;
+          for (int64_t c = 0; c < shape.width; ++c) to[c] = static_cast<T>(patch_grad[c]);
+        }
+        for (int64_t c = 0; c < shape.width; ++c) total[c] += part_grad[c];
+      }
+    }
+  });
+}
+
+void* current_stream(const Tensor& tensor) {
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "mask_embeddings: this torch has no CUDA");
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return stream;
+}
+
+// Calls `body` with a null pointer of the element type of `type`.
+template <typename Body>
+void dispatch(ScalarType type, Body&& body) {
+  switch (type) {
+    case ScalarType::Float:
+      return body(static_cast<float*>(nullptr));
+    case ScalarType::Half:
+      return body(static_cast<torch::headeronly::Half*>(nullptr));
+    case ScalarType::BFloat16:
+      return body(static_cast<torch::headeronly::BFloat16*>(nullptr));
+    default:
+      STD_TORCH_CHECK(false, "mask_embeddings: float32, float16 or bfloat16 expected");
+  }
+}
+
+void check(bool fits, const char* message) { STD_TORCH_CHECK(fits, "mask_embeddings: ", message); }
+
+void check_placement(const Tensor& values, const Tensor& visible) {
+  check(values.is_contiguous() && visible.is_contiguous(), "contiguous tensors expected");
+  check(visible.scalar_type() == ScalarType::Bool, "visible must be bool");
+  check(visible.device() == values.device(), "tensors must be on one device");
+}
+
+template <typename T>
+const T* read(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.data_ptr());
+}
+
+template <typename T>
+T* write(Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+}  // namespace
+
+Tensor forward(const Tensor& x, const Tensor& visible, const Tensor& position) {
+  check_placement(x, visible);
+  check(x.dim() == 3 && visible.dim() == 3 && position.dim() == 2, "x [B, N, C], visible [B, V, N], position [T, C]");
+  const Shape shape{x.size(0), visible.size(1), x.size(1), position.size(0) - x.size(1), x.size(2)};
+  check(visible.size(0) == shape.batch && visible.size(2) == shape.patches, "visible does not fit x");
+  check(shape.prefix >= 0 && position.size(1) == shape.width, "position does not fit x");
+  check(position.scalar_type() == ScalarType::Float && position.is_contiguous(), "contiguous fp32 position expected");
+  check(position.device() == x.device(), "tensors must be on one device");
+
+  Tensor out = torch::stable::new_empty(x, {shape.batch, shape.views, shape.tokens(), shape.width});
+  if (out.numel() == 0) return out;
+  dispatch(x.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    if (!x.is_cuda()) {
+      return forward_on_cpu(read<T>(x), read<bool>(visible), read<float>(position), write<T>(out), shape);
+    }
+    const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+    const char* error = launch_forward(
+        read<T>(x), read<bool>(visible), read<float>(position), write<T>(out), shape, current_stream(x));
+    STD_TORCH_CHECK(error == nullptr, "mask_embeddings: ", error);
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& visible, int64_t num_prefix_tokens) {
+  check_placement(grad, visible);
+  check(grad.dim() == 4 && visible.dim() == 3, "grad [B, V, T, C], visible [B, V, N]");
+  const Shape shape{grad.size(0), grad.size(1), visible.size(2), num_prefix_tokens, grad.size(3)};
+  check(visible.size(0) == shape.batch && visible.size(1) == shape.views, "visible does not fit grad");
+  check(shape.prefix >= 0 && grad.size(2) == shape.tokens(), "grad must have P + N tokens");
+
+  Tensor x_grad = torch::stable::new_empty(grad, {shape.batch, shape.patches, shape.width});
+  Tensor position_grad = torch::stable::new_empty(grad, {shape.tokens(), shape.width}, ScalarType::Float);
+  if (grad.numel() == 0) {
+    torch::stable::zero_(x_grad);
+    torch::stable::zero_(position_grad);
+    return {x_grad, position_grad};
+  }
+  const int64_t parts = batch_parts(shape);
+  dispatch(grad.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    if (!grad.is_cuda()) {
+      return backward_on_cpu(
+          read<T>(grad), read<bool>(visible), write<T>(x_grad), write<float>(position_grad), parts, shape);
+    }
+    const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
+    Tensor partial = torch::stable::new_empty(grad, {parts, shape.tokens(), shape.width}, ScalarType::Float);
+    const char* error = launch_backward(
+        read<T>(grad), read<bool>(visible), write<T>(x_grad), write<float>(partial), write<float>(position_grad),
+        parts, shape, current_stream(grad));
+    STD_TORCH_CHECK(error == nullptr, "mask_embeddings: ", error);
+  });
+  return {x_grad, position_grad};
+}
+
+}  // namespace locfast::mask_embeddings

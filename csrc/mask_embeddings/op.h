@@ -1,0 +1,18 @@
+// mask_embeddings on torch tensors, for the registration.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <tuple>
+
+namespace locfast::mask_embeddings {
+
+using torch::stable::Tensor;
+
+// x [B, N, C] fp32, fp16 or bf16, visible [B, V, N] bool, position [P + N, C] fp32  ->  [B, V, P + N, C] in x's dtype.
+Tensor forward(const Tensor& x, const Tensor& visible, const Tensor& position);
+
+// grad [B, V, P + N, C], visible [B, V, N]  ->  gradient of x [B, N, C] in grad's dtype, of position [P + N, C] fp32.
+std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& visible, int64_t num_prefix_tokens);
+
+}  // namespace locfast::mask_embeddings
