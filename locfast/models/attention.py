@@ -1,0 +1,134 @@
+"""timm's attention modules and blocks, run with a soft cap, on a subset of tokens, or just as timm runs them.
+
+The weights, norms, LayerScale, drop path and MLP stay timm's modules; only the product of softmax and values is ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import apply_rot_embed_cat
+from timm.models import beit, eva, vision_transformer
+from torch import Tensor, nn
+
+from locfast.errors import UserError
+from locfast.kernels.softcap_attention import softcap_attention
+
+ATTENTIONS: tuple[type[nn.Module], ...] = tuple(
+    module
+    for module in (
+        vision_transformer.Attention,
+        eva.EvaAttention,
+        getattr(eva, "AttentionRope", None),
+        beit.Attention,
+    )
+    if module is not None
+)
+"""Attention modules whose arithmetic `attend` knows."""
+
+BLOCKS: tuple[type[nn.Module], ...] = (vision_transformer.Block, eva.EvaBlock, beit.Block)
+"""Blocks whose arithmetic `run_block` knows: pre-norm, attention, pre-norm, MLP."""
+
+
+def is_known_block(block: nn.Module) -> bool:
+    """Whether `run_block` can run this block itself; subclasses may differ, so only the very classes count."""
+    return type(block) in BLOCKS and type(block.attn) in ATTENTIONS
+
+
+def run_block(
+    block: Any, x: Tensor, softcap: float | None = None, rope: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """One pre-norm transformer block. x [B, T, C] -> [B, T, C]; `rope` and `bias` as in `attend`."""
+    x = x + block.drop_path1(_scale(block, 1, attend(block.attn, block.norm1(x), softcap, rope, bias)))
+    return x + block.drop_path2(_scale(block, 2, block.mlp(block.norm2(x))))
+
+
+def attend(
+    attn: Any, x: Tensor, softcap: float | None = None, rope: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """Self-attention with the weights of timm's module `attn`.
+
+    x [B, T, C] -> [B, T, C]. `softcap` bounds the logits to +-softcap by tanh. `rope` [N, 2D] (one table), or
+    [B, 1 or H, N, 2D] (one a sample), turns queries and keys of all tokens but the prefix. `bias` [1 or B, H, T, T]
+    is added to the (capped) logits.
+    """
+    q, k, v = _project(attn, x)
+    if hasattr(attn, "q_norm"):
+        q, k = attn.q_norm(q), attn.k_norm(k)
+    if rope is not None:
+        q, k = _rotate(attn, q, rope).type_as(v), _rotate(attn, k, rope).type_as(v)
+    if attn.training and attn.attn_drop.p:
+        raise UserError(
+            f"the model was created with attention dropout {attn.attn_drop.p}, which locfast's attention lacks. "
+            "Create it with attn_drop_rate=0."
+        )
+    out = softcap_attention(q, k, v, softcap=softcap, scale=attn.scale, bias=bias)
+    out = out.transpose(1, 2).flatten(2)
+    out = attn.norm(out) if hasattr(attn, "norm") else out
+    if getattr(attn, "gate", None) is not None:
+        out = out * attn.gate(x).sigmoid()
+    return attn.proj_drop(attn.proj(out))
+
+
+def relative_position_bias(attn: Any, shared: Tensor | None, kept: Tensor | None) -> Tensor | None:
+    """BEiT's additive bias: a block's own table plus the model's shared one, at the `kept` tokens.
+
+    shared [1, H, T, T] or None, kept [B, K] token indices or None -> [1, H, T, T], [B, H, K, K] or None.
+    """
+    own = attn._get_rel_pos_bias() if attn.relative_position_bias_table is not None else None
+    bias = own if shared is None else shared if own is None else own + shared
+    if bias is None or kept is None:
+        return bias
+    return bias[0][:, kept[:, :, None], kept[:, None, :]].transpose(0, 1)
+
+
+def rotary_table(model: Any, kept: Tensor | None) -> Tensor | None:
+    """RoPE's sines and cosines, for all patches or the `kept` ones: what `attend` takes, or a stack of one a block.
+
+    kept [B, K] patch indices or None -> [N, 2D], [B, 1, K, 2D]; where every block has its own table
+    [L, H, N, 2D], [L, B, H, K, 2D]; None where the model has no RoPE.
+    """
+    rope = getattr(model, "rope", None)
+    if rope is None:
+        return None
+    grid = model.patch_embed.grid_size
+    table = rope.get_embed() if getattr(rope, "feat_shape", None) is not None else rope.get_embed(shape=grid)
+    if kept is None:
+        return table
+    if table.ndim == 2:
+        return table[kept][:, None]
+    return table[:, :, kept].transpose(1, 2)
+
+
+def _project(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, each [B, H, T, D]."""
+    if attn.qkv is None:
+        q, k, v = (
+            proj(x).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
+            for proj in (attn.q_proj, attn.k_proj, attn.v_proj)
+        )
+        groups = q.shape[1] // k.shape[1]
+        return (q, k, v) if groups == 1 else (q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1))
+    if getattr(attn, "q_bias", None) is None:
+        qkv = attn.qkv(x)
+    else:
+        qkv = F.linear(x, attn.qkv.weight, torch.cat((attn.q_bias, attn.k_bias, attn.v_bias)))
+    q, k, v = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
+
+
+def _rotate(attn: Any, heads: Tensor, rope: Tensor) -> Tensor:
+    """Turn all but the prefix tokens of `heads` [B, H, T, D]."""
+    prefix = getattr(attn, "num_prefix_tokens", 1)
+    half = {"half": True} if getattr(attn, "rotate_half", False) else {}
+    return torch.cat([heads[:, :, :prefix], apply_rot_embed_cat(heads[:, :, prefix:], rope, **half)], dim=2)
+
+
+def _scale(block: Any, branch: int, x: Tensor) -> Tensor:
+    """LayerScale of branch 1 (attention) or 2 (MLP): a module in timm's ViT, a parameter in its BEiT and EVA."""
+    if hasattr(block, f"ls{branch}"):
+        return getattr(block, f"ls{branch}")(x)
+    gamma = getattr(block, f"gamma_{branch}")
+    return x if gamma is None else gamma * x
