@@ -153,7 +153,7 @@ class MaskEmbed(Method):
 
     def image_spec(self) -> ImageSpec:
         config = self.config
-        crop = dict(crop=config.crop, flip=config.flip, interpolation="random", color=config.randaugment)
+        crop = {"crop": config.crop, "flip": config.flip, "interpolation": "random", "color": config.randaugment}
         return ImageSpec({IMAGE: self._view(**crop)})
 
     def validation_spec(self) -> ImageSpec:

@@ -19,7 +19,9 @@ SIZE = 64  # a grid of 4 x 4
 
 
 def make(model: str = MODEL, **fields) -> MaskEmbed:
-    return create_method("maskembed", MaskEmbedConfig(**fields), model=model, pretrained=False, image_size=SIZE)
+    method = create_method("maskembed", MaskEmbedConfig(**fields), model=model, pretrained=False, image_size=SIZE)
+    assert isinstance(method, MaskEmbed)
+    return method
 
 
 def keys(samples: int = 3, seed: int = 0) -> Keys:
@@ -54,7 +56,7 @@ def test_loss_is_equation_one_written_out() -> None:
     draw, x = method.draw(keys()), images()
     loss = method({"views": {"image": x}}, draw)["loss"]
 
-    prefix, size = method.teacher.num_prefix_tokens, method.teacher.patch_size
+    prefix, size = method.teacher.num_prefix_tokens, method.teacher.patch_size[0]
     encoded = method.head(method.encoder.model.forward_features(x))
     total, count = 0.0, 0
     for image in range(len(x)):
