@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from locfast.data.spec import Geometry
@@ -13,7 +14,16 @@ def apply_to_boxes(geometry: Geometry, row: int, boxes: Tensor) -> tuple[Tensor,
     Returns the boxes [R, 4] fp32, clipped to the part that the view shows, and the share [R] of each box's area that
     is shown (0: outside, the clipped box is empty).
     """
-    raise NotImplementedError
+    shown, inside = geometry.box[row].double(), geometry.inside[row].double()
+    scale = (inside[2:] - inside[:2]) / (shown[2:] - shown[:2])
+    corners = (boxes.double().view(-1, 2, 2) - shown[:2]) * scale + inside[:2]
+    clipped = corners.clamp(inside[:2], inside[2:])
+    area, area_shown = (corners[:, 1] - corners[:, 0]).prod(-1), (clipped[:, 1] - clipped[:, 0]).prod(-1)
+    share = torch.where(area > 0, area_shown / area, 0)
+    left, top, right, bottom = clipped.flatten(1).unbind(-1)
+    if geometry.flip[row]:
+        left, right = geometry.size[1] - right, geometry.size[1] - left
+    return torch.stack([left, top, right, bottom], -1).float(), share.float()
 
 
 def apply_to_label_map(geometry: Geometry, row: int, label_map: Tensor, ignore: int = 255) -> Tensor:
@@ -21,4 +31,19 @@ def apply_to_label_map(geometry: Geometry, row: int, label_map: Tensor, ignore: 
 
     Padding holds `ignore`: reflected pixels are no second look at a thing.
     """
-    raise NotImplementedError
+    y, inside_y = _nearest(geometry, row, 0, label_map.shape[0])
+    x, inside_x = _nearest(geometry, row, 1, label_map.shape[1])
+    return torch.where(inside_y[:, None] & inside_x, label_map[y[:, None], x], ignore)
+
+
+def _nearest(geometry: Geometry, row: int, axis: int, length: int) -> tuple[Tensor, Tensor]:
+    """For every view pixel along `axis` (0: y, 1: x): the label pixel under its centre, and whether there is one."""
+    first, last = 1 - axis, 3 - axis
+    shown, inside = geometry.box[row].double(), geometry.inside[row].double()
+    center = torch.arange(geometry.size[axis], dtype=torch.float64) + 0.5
+    if axis == 1 and geometry.flip[row]:
+        center = geometry.size[1] - center
+    there = (center > inside[first]) & (center < inside[last])
+    source = (center - inside[first]) * (shown[last] - shown[first]) / (inside[last] - inside[first]) + shown[first]
+    pixel = (source * (length / geometry.source_size[row, axis].item())).floor().long()
+    return pixel.clamp(0, length - 1), there

@@ -49,7 +49,12 @@ class View:
     interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
     flip: bool = False
     color: str | None = None
-    """None, or a timm RandAugment string such as "rand-m9-mstd0.5-inc1"."""
+    """None, or a timm RandAugment string such as "rand-m9-mstd0.5-inc1". Its rotations and shifts of pixels are not
+    part of the view's Geometry."""
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1 or not 0 < self.crop_pct <= 1:
+            raise ValueError(f"a view needs a positive size and 0 < crop_pct <= 1, got {self.size}, {self.crop_pct}")
 
 
 @dataclass(frozen=True)

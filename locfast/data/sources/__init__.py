@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+from locfast.data.sources.file_list import FileList
+from locfast.data.sources.folder import ImageFolder, LabelledFolder, is_image
+from locfast.data.sources.split import hold_out, sample_name
+from locfast.data.sources.tar_shards import TarShards, expand
 from locfast.data.spec import Source
+from locfast.errors import UserError, suggest
+
+__all__ = ["FileList", "ImageFolder", "LabelledFolder", "TarShards", "hold_out", "open_source", "sample_name"]
+
+DEMO_SCENES = 4096
+KINDS = "an image folder, a .txt file list, .tar shards (a folder or a pattern like shard-{000..012}.tar), or demo"
 
 
 def open_source(spec: str, *, seed: int = 0) -> Source:
@@ -12,14 +25,52 @@ def open_source(spec: str, *, seed: int = 0) -> Source:
     of them, or a pattern (`shard-{000..012}.tar`, `*.tar`); `demo` or `demo:COUNT` for scenes drawn from `seed`.
     Raises UserError for every mistake.
     """
-    raise NotImplementedError
+    if spec == "demo" or spec.startswith("demo:"):
+        return _scenes(spec, seed)
+    path = Path(os.path.expanduser(spec))
+    if not path.exists() and any(c in spec for c in "{}*?["):
+        return TarShards(expand(str(path)), spec)
+    if path.is_dir():
+        return _folder(path)
+    if not path.exists():
+        raise UserError(f"asked for the data {spec}, found no such file or folder{_near(path)}; --data takes {KINDS}")
+    if path.suffix == ".tar":
+        return TarShards([path])
+    if path.suffix == ".txt":
+        return FileList(path)
+    if is_image(path.name):
+        raise UserError(f"asked for the data {spec}, found a single image; give its folder: {path.parent}")
+    raise UserError(f"asked for the data {spec}, found a file that is neither .txt nor .tar; --data takes {KINDS}")
 
 
-def hold_out(
-    source: Source, *, share: float | None = None, count: int | None = None, seed: int = 0
-) -> tuple[Source, Source]:
-    """Split off `count` samples (or a `share`, at least one) by a fixed pseudo-random permutation: (train, held out).
+def _folder(path: Path) -> Source:
+    try:
+        names = sorted(os.listdir(path))
+    except OSError as error:
+        raise UserError(
+            f"asked for the data {path}, found a folder that cannot be read ({error.strerror}); "
+            "give read and execute permission, or choose another --data"
+        ) from None
+    if not names:
+        raise UserError(f"asked for the data {path}, found an empty folder; --data takes {KINDS}")
+    if shards := [path / name for name in names if name.endswith(".tar") and not name.startswith(".")]:
+        return TarShards(shards, str(path))
+    if {"images", "annotations"} <= set(names):
+        return LabelledFolder(path)
+    return ImageFolder(path)
 
-    Raises UserError when one side would be empty.
-    """
-    raise NotImplementedError
+
+def _scenes(spec: str, seed: int) -> Source:
+    from locfast.data.scenes import SceneSource  # the only source that needs torch to open
+
+    _, _, count = spec.partition(":")
+    if count and not (count.isdigit() and int(count) > 0):
+        raise UserError(f"asked for the data {spec}, found no number of scenes after the colon; write e.g. demo:4096")
+    return SceneSource(int(count or DEMO_SCENES), seed)
+
+
+def _near(path: Path) -> str:
+    try:
+        return suggest(path.name, os.listdir(path.parent))
+    except OSError:
+        return ""

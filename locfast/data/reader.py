@@ -1,0 +1,144 @@
+"""What a worker process does: read, decode and crop a few samples, and replace those that cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from locfast.data.augment import RandAugment
+from locfast.data.crop import Plan, draw_numbers, geometry, plan
+from locfast.data.decode import Decoder, UnreadableImage
+from locfast.data.decode.cpu import decode_label_map
+from locfast.data.geometry import apply_to_label_map
+from locfast.data.order import Order
+from locfast.data.sources.split import sample_name
+from locfast.data.spec import ImageSpec, Record, Source
+from locfast.random import Keys, random_words
+
+
+@dataclass(frozen=True)
+class Job:
+    """Samples to make, and whether they are the last ones of their batch."""
+
+    position: list[int]
+    epoch: list[int]
+    index: list[int]
+    last: bool
+
+
+@dataclass
+class Done:
+    """A job's samples, on their way to the device; `views` and `label_map` hold [b, h, w, 3] and [b, h, w] uint8."""
+
+    position: list[int]
+    epoch: list[int]
+    index: list[int]
+    last: bool
+    views: dict[str, Tensor] = field(default_factory=dict)
+    geometry: dict[str, dict[str, Any]] = field(default_factory=dict)
+    label_map: dict[str, Tensor] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+    unreadable: list[tuple[int, str, str]] = field(default_factory=list)
+    """(place in the job, name, reason) of every file that failed, in the order in which they were tried."""
+    hopeless: str = ""
+    """Set when a sample and all of its replacements failed: what to tell the user."""
+
+    def pin_memory(self) -> Done:
+        """Called by torch's DataLoader."""
+        self.views = {name: view.pin_memory() for name, view in self.views.items()}
+        self.label_map = {name: maps.pin_memory() for name, maps in self.label_map.items()}
+        return self
+
+
+@dataclass
+class _Sample:
+    pixels: dict[str, np.ndarray]
+    plans: dict[str, Plan]
+    size: tuple[int, int]
+    label_map: Tensor | None
+    record: Record  # without its bytes
+
+
+class Reader:
+    """Makes `Done` of `Job`: torch's DataLoader calls it as a dataset whose items are jobs."""
+
+    def __init__(self, source: Source, spec: ImageSpec, order: Order, decoder: Decoder) -> None:
+        self.source, self.spec, self.order, self.decoder = source, spec, order, decoder
+        self.augment = {name: RandAugment(view) for name, view in spec.views.items() if view.color}
+
+    def __getitem__(self, job: Job) -> Done:
+        done = Done(job.position, job.epoch, list(job.index), job.last)
+        numbers = self._numbers(job.epoch, job.index)
+        samples = []
+        for i in range(len(job.index)):
+            sample = self._first_readable(done, i, {name: rows[i] for name, rows in numbers.items()})
+            if sample is None:
+                return done
+            samples.append(sample)
+        for name in self.spec.views:
+            done.views[name] = torch.from_numpy(np.stack([sample.pixels[name] for sample in samples]))
+            place = geometry([sample.plans[name] for sample in samples], [sample.size for sample in samples])
+            done.geometry[name] = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in vars(place).items()}
+            if self.spec.label_map:
+                maps = [apply_to_label_map(place, i, s.label_map) for i, s in enumerate(samples)]  # type: ignore[arg-type]
+                done.label_map[name] = torch.stack(maps)
+        if self.spec.records:
+            done.records = [sample.record for sample in samples]
+        return done
+
+    def _numbers(self, epochs: list[int], indices: list[int]) -> dict[str, np.ndarray]:
+        keys = Keys(self.order.seed, torch.tensor(epochs), torch.tensor(indices))
+        return {name: draw_numbers(view, name, keys) for name, view in self.spec.views.items()}
+
+    def _first_readable(self, done: Done, i: int, numbers: dict[str, np.ndarray]) -> _Sample | None:
+        """The sample asked for, or the first of its replacements that can be read, drawn with its own index."""
+        epoch, asked = done.epoch[i], done.index[i]
+        for attempt, index in enumerate(self._candidates(done.position[i], asked)):
+            if attempt:
+                numbers = {name: rows[0] for name, rows in self._numbers([epoch], [index]).items()}
+            try:
+                sample = self._read(epoch, index, numbers)
+            except Exception as error:  # a source may raise anything: a missing file, bad JSON, a stale mount
+                done.unreadable.append((i, sample_name(self.source, index), _reason(error)))
+            else:
+                done.index[i] = index
+                return sample
+        _, name, reason = done.unreadable[-1]
+        done.hopeless = (
+            f"asked for the sample at position {done.position[i]}, found it unreadable, and so were its {attempt} "
+            f"replacements; the last was {name} ({reason}). Is the disk still there? "
+            "`python -m locfast.data SRC` checks a data source"
+        )
+        return None
+
+    def _candidates(self, position: int, index: int) -> Iterator[int]:
+        yield index
+        yield from (probe for probe in self.order.replacements(position) if probe != index)
+
+    def _read(self, epoch: int, index: int, numbers: dict[str, np.ndarray]) -> _Sample:
+        record = self.source.read(index)
+        picture = self.decoder.open(record.image)
+        plans = {name: plan(view, picture.size, numbers[name].tolist()) for name, view in self.spec.views.items()}
+        pixels = dict(zip(plans, picture.render(list(plans.values())), strict=True))
+        for name, augment in self.augment.items():
+            words = random_words(Keys.of(self.order.seed, epoch, index), f"color.{name}", 4)
+            pixels[name] = augment(pixels[name], words[0].tolist())
+        label_map = None
+        if self.spec.label_map:
+            if record.label_map is None:
+                raise UnreadableImage("it has no label map")
+            label_map = torch.from_numpy(decode_label_map(record.label_map))
+        return _Sample(pixels, plans, picture.size, label_map, replace(record, image=b"", label_map=None))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnreadableImage):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {error}"
