@@ -92,18 +92,19 @@ def parse_train(argv: Sequence[str]) -> TrainConfig:
 
 def _files(argv: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     """(origin, values) of every file under the flags, the lowest first."""
-    from locfast.config.files import read_recipe, read_yaml
+    from locfast.config.files import default_out, read_recipe, read_yaml, recipe_names
 
     layers: list[tuple[str, dict[str, Any]]] = []
-    out, config, recipe = (peek(argv, flag) for flag in ("--out", "--config", "--recipe"))
-    if "--resume" in argv and out and (saved := Path(out) / "config.yaml").is_file():
-        layers.append((str(saved), read_yaml(saved)))
+    config, recipe = peek(argv, "--config"), peek(argv, "--recipe")
+    if "--resume" in argv:
+        named = [peek(argv, f"--{name}") or getattr(TrainConfig, name) for name in ("method", "model")]
+        saved = Path(peek(argv, "--out") or default_out(*named)) / "config.yaml"
+        if saved.is_file():
+            layers.append((str(saved), read_yaml(saved)))
     if config:
         layers.append((config, read_yaml(Path(config))))
     recipe = recipe or next((values["recipe"] for _, values in reversed(layers) if values.get("recipe")), None)
     if recipe is None and all(_is_demo(argv, layers, name) for name in ("model", "data")):
-        from locfast.config.files import recipe_names
-
         recipe = "demo" if "demo" in recipe_names() else None
     if recipe:
         layers.insert(0, (f"recipe {recipe}", read_recipe(recipe)))

@@ -34,6 +34,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def default_out(method: str, model: str) -> Path:
+    """Where a run goes without --out: runs/METHOD-MODEL, the model without its hub, folder and checkpoint file."""
+    name = model.split("@")[0].removeprefix("hf-hub:").rstrip("/").split("/")[-1]
+    return Path("runs") / f"{method}-{name or 'model'}"
+
+
 def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
@@ -44,8 +50,8 @@ def read_recipe(name: str) -> dict[str, Any]:
     if not path.is_file():
         known = recipe_names()
         raise UserError(
-            f"--recipe {name}: no such recipe{suggest(name, known) or '.'} `--recipe help` lists the {len(known)} that exist; "
-            "a file of your own goes to --config."
+            f"--recipe {name}: no such recipe{suggest(name, known) or '.'} `--recipe help` lists the {len(known)} that "
+            "exist; a file of your own goes to --config."
         )
     return read_yaml(path)
 

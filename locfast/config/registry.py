@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from typing import Any
 
 from locfast.config.base import MethodConfig, TrainConfig
 from locfast.errors import UserError, suggest
@@ -36,7 +37,7 @@ def run_config_class(name: str) -> type[TrainConfig]:
     )
 
 
-def make_config(method: str = "maskembed", **fields: object) -> TrainConfig:
+def make_config(method: str = "maskembed", **fields: Any) -> TrainConfig:
     """A run's config from Python: `make_config("maskembed", model="...", maskembed=MaskEmbedConfig(softcap=None))`."""
     return run_config_class(method)(method=method, **fields)
 

@@ -1,0 +1,34 @@
+"""How many FLOPs a step takes, and how many a GPU can do: model FLOPs utilisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from locfast.engine.precision import autocast
+from locfast.methods.base import Batch, Method
+
+CEILINGS = {("NVIDIA H200", "bf16"): 790e12}
+"""FLOP/s of a large matrix product, measured (not the data sheet's), by GPU name and precision."""
+
+
+def ceiling(device: torch.device, precision: str) -> float | None:
+    """The matrix-product rate of the device in `precision`, FLOP/s, or None where nobody measured it."""
+    if device.type != "cuda":
+        return None
+    return CEILINGS.get((torch.cuda.get_device_name(device), precision))
+
+
+def count_flops(method: Method, batch: Batch, draw: Any, precision: str) -> int:
+    """FLOPs of one forward and backward pass; leaves gradients and weights as they are.
+
+    A pass of its own: to count inside a training step would run that step without torch.compile.
+    """
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    with FlopCounterMode(display=False) as counter:
+        with autocast(method.device, precision):
+            loss = method(batch, draw)["loss"]
+        torch.autograd.grad(loss, parameters, allow_unused=True)
+    return counter.get_total_flops()

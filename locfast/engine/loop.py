@@ -1,0 +1,188 @@
+"""The training loop: micro-batches in, optimiser steps out; the same for every method, and for any number of ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from locfast.config.base import OptimConfig, TrainConfig
+from locfast.data.loader import Loader
+from locfast.data.spec import Source
+from locfast.engine import checkpoint
+from locfast.engine.distributed import World
+from locfast.engine.ema import Average
+from locfast.engine.flops import ceiling, count_flops
+from locfast.engine.logs import log
+from locfast.engine.nonfinite import MicroBatch, explain
+from locfast.engine.optim import set_learning_rate, state_tensors
+from locfast.engine.precision import autocast
+from locfast.engine.progress import Display, Meter
+from locfast.engine.run_folder import RunFolder
+from locfast.engine.schedule import Plan, learning_rate
+from locfast.engine.trackers import Jsonl, Tracker
+from locfast.engine.validate import Validation
+from locfast.methods.base import Batch, Method
+from locfast.random import Keys
+
+
+@dataclass
+class Trainer:
+    """One run, ready to go: `config` is resolved, the method is on its device and holds the weights to start from."""
+
+    config: TrainConfig
+    optim: OptimConfig
+    method: Method
+    optimizer: torch.optim.Optimizer
+    loader: Loader
+    source: Source
+    plan: Plan
+    world: World
+    precision: str
+    folder: RunFolder
+    display: Display
+    jsonl: Jsonl | None
+    trackers: list[Tracker]
+    state: dict[str, Any]
+    """What every checkpoint of the run says of it: identity, versions, fingerprint of the frozen weights."""
+    average: Average | None = None
+    validation: Validation | None = None
+    model: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parameters = [p for p in self.method.parameters() if p.requires_grad]
+        self.device = self.method.device
+        self.meter = Meter(self.plan, self.device, ceiling(self.device, self.precision))
+        self.warmup = round(self.optim.warmup_epochs * self.plan.samples / self.plan.batch)
+        self.save_every = self.config.save_every or math.ceil(self.plan.steps / 10)
+        self.model = self.method
+        if self.world.size > 1:
+            self.model = DistributedDataParallel(self.method, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def fit(self, start: int) -> None:
+        """Train from step `start` to the end of the plan."""
+        batches = iter(self.loader.batches(self.plan.micro_batches(start)))
+        self.meter.start(start)
+        with self.display:
+            self.display.advance(start)
+            for step in range(start, self.plan.steps):
+                numbers = self.train_step(step, batches)
+                done = step + 1
+                self.display.advance(done)
+                last = done == self.plan.steps
+                if last or done == 1 or done % self.config.log_every == 0:
+                    self.record(done, {**numbers, **self.meter.read(done)}, line=True)
+                with self.meter.paused():
+                    if self.validation is not None and self.plan.ends_epoch(done):
+                        self.validate(done)
+                    if last or done % self.save_every == 0:
+                        self.save(done)
+
+    def train_step(self, step: int, batches: Iterator[Batch]) -> dict[str, float]:
+        """One optimiser step, number `step` from 0: the loss and its parts as means over the whole global batch.
+
+        The step's one wait for the device stands before the optimiser, so that weights never take in a NaN.
+        """
+        rate = learning_rate(step, self.plan.steps, self.config.lr or 0.0, self.warmup, self.optim.final_lr_ratio)
+        set_learning_rate(self.optimizer, rate)
+        parts: dict[str, Tensor] = {}
+        seen: list[MicroBatch] = []
+        for round_ in range(self.plan.accumulation):
+            with self.meter.waiting():
+                batch = next(batches)
+            position = self.plan.first_position(step, round_)
+            losses = self.backward(batch, position, sync=round_ == self.plan.accumulation - 1)
+            seen.append(MicroBatch(position, batch["index"], batch["epoch"], losses["loss"]))
+            for name, value in losses.items():
+                parts[name] = parts.get(name, 0) + value
+        names = sorted(parts)
+        means = self.world.sum(torch.stack([parts[n] for n in names])) / (self.plan.accumulation * self.world.size)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        numbers = dict(zip([*names, "grad_norm"], torch.cat([means, norm.double()[None]]).tolist(), strict=True))
+        if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"])):
+            self.stop(step, seen, numbers)
+        if self.optim.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.optim.clip, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.method.after_step(step + 1)
+        if self.average is not None:
+            self.average.update()
+        return {"epoch": self.plan.epochs_done(step + 1), "lr": rate, **numbers}
+
+    def backward(self, batch: Batch, position: int, sync: bool) -> dict[str, Tensor]:
+        """Add one micro-batch's share of the gradients; its losses in fp64. `sync`: average gradients over ranks."""
+        draw = self.method.draw(Keys(self.config.seed, batch["epoch"], batch["index"]))
+        if self.meter.flops is None and self.meter.ceiling:
+            self.meter.flops = count_flops(self.method, batch, draw, self.precision)
+        # what draws from torch's own generator (dropout) depends on the place in the stream alone, as all else does
+        torch.manual_seed((self.config.seed * 0x9E3779B97F4A7C15 + position) % 2**63)
+        with self.gradients_stay_here(not sync):
+            with autocast(self.device, self.precision):
+                losses = self.model(batch, draw)
+            (losses["loss"] / self.plan.accumulation).backward()
+        return {name: value.detach().double() for name, value in losses.items()}
+
+    def gradients_stay_here(self, stay: bool) -> AbstractContextManager[None]:
+        return self.model.no_sync() if stay and isinstance(self.model, DistributedDataParallel) else nullcontext()
+
+    def stop(self, step: int, seen: list[MicroBatch], numbers: dict[str, float]) -> None:
+        """End the run at a loss or gradient that is not finite, with what is needed to do the step again."""
+        found = explain(self, step, seen, numbers)
+        target = checkpoint.step_folder(self.folder.path / "nonfinite", step)
+        tensors, state = self.snapshot(step)
+        self.world.on_first(lambda: checkpoint.write_folder(target, tensors, {**state, "nonfinite": found.record}))
+        raise found.error(target)
+
+    def record(self, step: int, numbers: dict[str, float], line: bool = False) -> None:
+        """Give numbers to metrics.jsonl, to the trackers and, as a line, to the log."""
+        if self.jsonl is None:
+            return
+        for tracker in (self.jsonl, *self.trackers):
+            tracker.write(step, numbers)
+        if line:
+            self.display.line(step, numbers)
+
+    def validate(self, step: int) -> None:
+        """Held-out losses of the weights, and of their average where one is kept."""
+        if self.validation is None:
+            return
+        numbers = {f"val/{name}": value for name, value in self.validation.run(self.method).items()}
+        if self.average is not None:
+            with self.average.in_place():
+                means = self.validation.run(self.method)
+            numbers |= {f"val_ema/{name}": value for name, value in means.items()}
+        self.record(step, {"epoch": self.plan.epochs_done(step), **numbers})
+        ema = f", of the averaged weights {numbers['val_ema/loss']:.5g}" if self.average is not None else ""
+        log.info("step %d  held-out loss %.5g%s", step, numbers["val/loss"], ema)
+
+    def snapshot(self, step: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Tensors and state of a checkpoint after `step` steps. All ranks call it."""
+        optimizer, plain = state_tensors(self.optimizer, self.method)
+        tensors = {"model": self.method.training_state(), "optimizer": optimizer}
+        if self.average is not None:
+            tensors["ema"] = self.average.tensors
+        ranks = self.world.gather(self.loader.state())
+        names = {name: why for state in ranks for name, why in state["names"].items()}
+        unreadable = {"count": sum(state["count"] for state in ranks), "names": names}
+        position = step * self.plan.batch
+        return tensors, {**self.state, "step": step, "position": position, "optimizer": plain, "data": unreadable}
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint and remove the oldest beyond those that are kept."""
+        tensors, state = self.snapshot(step)
+
+        def write() -> None:
+            if self.jsonl is not None:
+                self.jsonl.to_disk()
+            path = checkpoint.save(self.folder.checkpoints, step, tensors, state)
+            checkpoint.prune(self.folder.checkpoints)
+            log.info("saved %s", path)
+
+        self.world.on_first(write)

@@ -1,0 +1,72 @@
+"""The optimiser of timm's factory over a method's parameter groups, and its state as named tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.optim import list_optimizers as timm_optimizers
+from torch import Tensor, nn
+
+from locfast.config.base import OptimConfig
+from locfast.errors import UserError, suggest
+from locfast.methods.base import Method
+
+
+def build_optimizer(method: Method, config: OptimConfig, lr: float) -> torch.optim.Optimizer:
+    """The optimiser that `config` names. UserError for an unknown name or settings that it does not take."""
+    options: dict[str, Any] = {"betas": config.betas, "eps": config.eps}
+    if method.device.type == "cuda" and config.name in ("adam", "adamw"):
+        options["fused"] = True
+    known = [str(name) for name in timm_optimizers()]
+    if config.name.lower() not in known:
+        raise UserError(f"optim.name {config.name}: timm has no such optimiser{suggest(config.name, known) or '.'}")
+    try:
+        return create_optimizer_v2(
+            method.parameter_groups(), opt=config.name, lr=lr, weight_decay=config.weight_decay, **options
+        )
+    except (TypeError, ValueError, AssertionError, ImportError) as error:
+        raise UserError(f"optim.name {config.name} does not take these settings: {error}") from error
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of every group, times the group's own `lr_scale` where a method gave one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def state_tensors(optimizer: torch.optim.Optimizer, method: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimiser's state: tensors as `KIND/PARAMETER NAME`, and everything else as plain values for JSON."""
+    names = _names(optimizer, method)
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    for number, entries in state["state"].items():
+        for kind, value in entries.items():
+            (tensors if isinstance(value, Tensor) else values)[f"{kind}/{names[number]}"] = value
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
+    return tensors, {"values": values, "groups": groups}
+
+
+def load_state_tensors(
+    optimizer: torch.optim.Optimizer, method: nn.Module, tensors: dict[str, Tensor], plain: dict[str, Any]
+) -> None:
+    """Put back what `state_tensors` gave."""
+    numbers = {name: number for number, name in enumerate(_names(optimizer, method))}
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **plain["values"]}.items():
+        kind, name = key.split("/", 1)
+        state.setdefault(numbers[name], {})[kind] = value
+    template = optimizer.state_dict()["param_groups"]
+    groups = [
+        {**now, **{k: tuple(v) if isinstance(now.get(k), tuple) else v for k, v in then.items()}}
+        for now, then in zip(template, plain["groups"], strict=True)
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _names(optimizer: torch.optim.Optimizer, method: nn.Module) -> list[str]:
+    """Parameter names in the order in which the optimiser numbers them."""
+    by_id = {id(parameter): name for name, parameter in method.named_parameters()}
+    return [by_id[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,200 @@
+"""`train(config)`: put a run together from its config, and start or resume it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from locfast import __version__
+from locfast.config.base import TrainConfig
+from locfast.config.files import default_out, to_dict
+from locfast.config.registry import method_config
+from locfast.data.loader import Loader, explain_dead_worker
+from locfast.data.sources import open_source
+from locfast.data.spec import Source
+from locfast.engine import resume
+from locfast.engine.distributed import World, environment, join
+from locfast.engine.ema import Average
+from locfast.engine.logs import log, logging_to
+from locfast.engine.loop import Trainer
+from locfast.engine.optim import build_optimizer
+from locfast.engine.precision import autocast, make_deterministic, pick_device, pick_precision
+from locfast.engine.progress import Display
+from locfast.engine.run_folder import RunFolder
+from locfast.engine.schedule import Plan
+from locfast.engine.trackers import Jsonl, open_trackers
+from locfast.engine.validate import Validation, split
+from locfast.errors import UserError
+from locfast.kernels import _backend
+from locfast.methods import create_method
+from locfast.methods.base import PREPARATION_EPOCH, Batch, Method
+from locfast.random import Keys, permute
+
+
+def train(config: TrainConfig) -> Path:
+    """Train as `config` says (a class of `registry.run_config_class`), under torchrun or alone; gives the run folder.
+
+    Raises:
+        UserError: every mistake of a user, a run folder that is in use, a loss that is not finite.
+    """
+    world = environment()
+    device = pick_device(config.device, world.local_rank, world.size)
+    if config.deterministic:
+        make_deterministic()
+    folder = RunFolder(Path(config.out or default_out(config.method, config.model)))
+    join(world, device)
+    try:
+        world.on_first(lambda: folder.check(resume=config.resume, overwrite=config.overwrite))
+        source, held_out = split(open_source(config.data, seed=config.seed), config.val, config.seed)
+        with _kernels(config.kernels):
+            _train(config, world, device, folder, source, held_out)
+    except RuntimeError as error:
+        raise explain_dead_worker(error) or error from None
+    finally:
+        world.close()
+    return folder.path
+
+
+def resolve(config: TrainConfig, method: Method) -> TrainConfig:
+    """`config` with the method's defaults where the user left a flag open."""
+    defaults = method.defaults()
+    values: dict[str, Any] = {}
+    if config.batch_size is None:
+        values["batch_size"] = int(defaults["batch_size"])
+    if config.lr is None:
+        values["lr"] = float(defaults["lr"])
+    if config.epochs is None and config.steps is None:
+        values["epochs"] = float(defaults["epochs"])
+    return dataclasses.replace(config, **values)
+
+
+def _train(
+    config: TrainConfig, world: World, device: torch.device, folder: RunFolder, source: Source, held_out: Source | None
+) -> None:
+    point = resume.find(config, folder, world)
+    method = create_method(
+        config.method,
+        method_config(config),
+        model=config.model,
+        pretrained=config.pretrained and point.needs_pretrained,
+        image_size=config.image_size,
+        seed=config.seed,
+    ).to(device)
+    config = resolve(config, method)
+    plan = Plan.of(
+        len(source), config.batch_size or 0, config.micro_batch, world.size, world.rank, config.epochs, config.steps
+    )
+    identity = resume.identity(config, plan)
+    resume.check_identity(point, identity, folder)
+    precision = pick_precision(config.precision, device)
+    loading: dict[str, Any] = {"workers": config.workers, "decoder": config.decoder}
+    loader = Loader(source, method.image_spec(), seed=config.seed, device=device, **loading)
+    optimizer = build_optimizer(method, method.optim, config.lr or 0.0)
+    if config.grad_checkpointing:
+        method.enable_grad_checkpointing()
+
+    # from here on the run folder is ours: all mistakes that can be seen before are told before anything is written
+    world.on_first(lambda: folder.open(resume=config.resume, overwrite=config.overwrite))
+    world.on_first(lambda: folder.write_config(config))
+    console = Console()
+    with logging_to(folder.log, console, world.first):
+        _say_what_runs(config, plan, device, precision, source, held_out)
+        if point.checkpoint is None:
+            _prepare(method, loader, plan, world, config.seed, precision)
+        average = Average(method, config.ema) if config.ema is not None else None
+        frozen = resume.restore(point, folder, world, method, optimizer, average, loader)
+        if config.compile:
+            method.enable_compile()
+        validation = None
+        if held_out is not None:
+            settings = {"micro_batch": plan.micro_batch, "seed": config.seed, "precision": precision, **loading}
+            validation = Validation(held_out, method, world, **settings)
+        trackers = open_trackers(config.track, folder.path, to_dict(config), point.step) if world.first else []
+        run = Trainer(
+            config=config,
+            optim=method.optim,
+            method=method,
+            optimizer=optimizer,
+            loader=loader,
+            source=source,
+            plan=plan,
+            world=world,
+            precision=precision,
+            folder=folder,
+            display=Display(plan, console, device, world.first),
+            jsonl=Jsonl(folder.metrics) if world.first else None,
+            trackers=trackers,
+            state={"format": 1, "locfast": __version__, "torch": torch.__version__, **identity, "frozen": frozen},
+            average=average,
+            validation=validation,
+        )
+        try:
+            run.fit(point.step)
+        finally:
+            for tracker in (run.jsonl, *trackers):
+                if tracker is not None:
+                    tracker.close()
+        log.info("done: %s", folder.path)
+
+
+def _prepare(method: Method, loader: Loader, plan: Plan, world: World, seed: int, precision: str) -> None:
+    """Show the method the samples that it wants to see before step 0: shuffled, with draws of their own."""
+    count = min(method.preparation_samples, plan.samples)
+    if not count:
+        return
+    chosen = permute(torch.arange(count), plan.samples, seed, PREPARATION_EPOCH)
+    share = chosen.tensor_split(world.size)[world.rank]
+
+    def batches() -> Iterator[tuple[Batch, Any]]:
+        for batch in loader.sequential(PREPARATION_EPOCH, share.split(plan.micro_batch) if len(share) else []):
+            yield batch, method.draw(Keys(seed, batch["epoch"], batch["index"]))
+
+    with torch.no_grad(), autocast(method.device, precision):
+        method.prepare(batches(), world.sum)
+
+
+def _say_what_runs(
+    config: TrainConfig, plan: Plan, device: torch.device, precision: str, source: Source, held_out: Source | None
+) -> None:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    log.info(
+        "locfast %s: %s on %s, %s, %s, torch %s",
+        __version__,
+        config.method,
+        config.model,
+        name,
+        precision,
+        torch.__version__,
+    )
+    log.info(
+        "%d images, %s held out; %d steps of %d images (%d ranks x %d rounds x %d), %.2f epochs",
+        len(source),
+        len(held_out) if held_out else "none",
+        plan.steps,
+        plan.batch,
+        plan.ranks,
+        plan.accumulation,
+        plan.micro_batch,
+        plan.epochs_done(plan.steps),
+    )
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    log.info("kernels: %s", ", ".join(f"{op}={choice}" for op, choice in _backend.describe(device, dtype).items()))
+
+
+@contextmanager
+def _kernels(name: str) -> Iterator[None]:
+    """Run the fused ops on the backend called `name`. UserError where it cannot run."""
+    try:
+        if name == "auto":
+            yield
+        else:
+            with _backend.use_backend(name):
+                yield
+    except _backend.BackendError as error:
+        raise UserError(str(error)) from error
