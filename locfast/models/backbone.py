@@ -69,7 +69,6 @@ class Backbone(nn.Module):
         )
         self.mlp_kind = "mlp" if isinstance(mlp, Mlp) else "swiglu"
         self.act_layer: Any = partial(copy.deepcopy, mlp.act)
-        self.has_final_norm = not isinstance(model.norm, nn.Identity)
         self.supports_softcap = all(is_known_block(block) for block in blocks)
         config = model.pretrained_cfg
         self.mean: tuple[float, float, float] = tuple(config["mean"])
@@ -80,6 +79,11 @@ class Backbone(nn.Module):
         for part in ("attn_pool", "fc_norm", "head"):
             if isinstance(getattr(model, part, None), nn.Module):
                 getattr(model, part).requires_grad_(False)
+
+    @property
+    def has_final_norm(self) -> bool:
+        """Whether a norm stands behind the last block; models that average patches before it (BEiT) have none."""
+        return not isinstance(self.model.norm, nn.Identity)
 
     @property
     def num_tokens(self) -> int:

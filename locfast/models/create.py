@@ -25,7 +25,7 @@ DEMO_TEACHER = Path(locfast.__file__).parent / "demo" / "teacher"
 MOCO_V3 = {
     "vit_base_patch16_224.mocov3": "https://dl.fbaipublicfiles.com/moco-v3/vit-b-300ep/vit-b-300ep.pth.tar",
 }
-"""MoCo v3's own file (CC BY-NC 4.0), which timm has no tag for: by this name, or as vit_base_patch16_224@FILE."""
+"""MoCo v3's own file (CC BY-NC 4.0), which timm has no tag for; a copy on disk is vit_base_patch16_224@FILE."""
 
 WRAPPED_MODULES = ("vision_transformer", "eva", "beit", "deit")
 """timm's files whose models are plain Vision Transformers; others are refused before anything is downloaded."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import MethodType
+from functools import partial
 from typing import Any, TypeVar
 
 from timm.models import beit
@@ -34,7 +34,7 @@ def apply_softcap(timm_model: Model, softcap: float | None) -> Model:
         if softcap is None:
             attn.__dict__.pop("forward", None)
         else:
-            attn.forward = MethodType(_capped_forward, attn)
+            attn.forward = partial(_capped_forward, attn)
     return timm_model
 
 
