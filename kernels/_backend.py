@@ -73,6 +73,7 @@ def use_backend(name: str) -> Iterator[None]:
         set_backend(before)
 
 
+@torch.compiler.assume_constant_result  # probing touches files and logs: nothing for a graph
 def choose(op: str, device: torch.device, dtype: torch.dtype, asked: str = "auto") -> str:
     """The backend that `op` takes for tensors of this device and dtype. Raises BackendError, or says once why."""
     choice = _choice(op, device, dtype, asked)
@@ -176,17 +177,18 @@ def _triton_failure() -> str | None:
     return None
 
 
-def library_path() -> Path:
-    """Where the compiled ops lie: in the package that holds this folder."""
-    return Path(sys.modules[__name__.partition(".")[0]].__path__[0]) / "_C.so"
+def package_file(name: str) -> Path | None:
+    """A file that the build puts into the package; an editable install keeps it apart from the sources."""
+    folders = [Path(folder) for folder in sys.modules[__name__.partition(".")[0]].__path__]
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
 @functools.cache
 def library_failure() -> str | None:
     """Load locfast/_C.so; None when its ops are there, or why they are not. The answer is kept, good or bad."""
-    path = library_path()
-    if not path.is_file():
-        return "locfast/_C.so was not built (no CUDA compiler at install time)"
+    path = package_file("_C.so")
+    if path is None:
+        return "locfast/_C.so was not built (locfast was not installed, or without a CUDA compiler)"
     try:
         torch.ops.load_library(str(path))
     except Exception as error:  # the loader raises OSError, registration RuntimeError; both mean: not usable

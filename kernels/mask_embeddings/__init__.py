@@ -27,10 +27,7 @@ def mask_embeddings(x: Tensor, visible: Tensor, position: Tensor, backend: str =
     Raises ValueError for shapes and dtypes that do not fit, BackendError for a named backend that cannot run.
     """
     _check(x, visible, position)
-    if x.dtype == torch.float64 or position.dtype == torch.float64:
-        dtype = torch.float64
-    else:
-        dtype = x.dtype
+    dtype = torch.float64 if torch.float64 in (x.dtype, position.dtype) else x.dtype
     chosen = _backend.choose(OP, x.device, dtype, backend)
     if chosen == "reference":
         return reference.mask_embeddings(x, visible, position)

@@ -17,7 +17,7 @@ def mask_embeddings(x: Tensor, visible: Tensor, position: Tensor) -> Tensor:
 
 
 def mask_embeddings_backward(grad: Tensor, visible: Tensor, num_prefix_tokens: int) -> tuple[Tensor, Tensor]:
-    """grad [B, V, P + N, C]  ->  gradients of x [B, N, C] in grad's dtype, and of position [P + N, C] in fp32 (fp64)."""
+    """grad [B, V, P + N, C]  ->  gradients of x [B, N, C] in grad's dtype, of position [P + N, C] in fp32 (fp64)."""
     compute = torch.float64 if grad.dtype == torch.float64 else torch.float32
     wide = grad.to(compute)
     x_grad = torch.where(visible[..., None], wide[:, :, num_prefix_tokens:], 0.0).sum(1)
