@@ -47,7 +47,7 @@ def softcap_attention(
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     if bias is not None:
         bias = bias.reshape(*(1,) * (4 - bias.ndim), *bias.shape)
-    return torch.ops.locfast.softcap_attention(q, k, v, softcap, scale, bias)[0]
+    return torch.ops.locfast.softcap_attention(q, k, v, softcap, scale, bias)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, softcap: float | None, bias: Tensor | None) -> None:
@@ -77,9 +77,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, softcap: float | None, bias: Tensor 
         )
 
 
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, softcap: float, scale: float, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, v: Tensor, softcap: float, scale: float, bias: Tensor | None) -> Tensor:
     with torch.autocast(q.device.type, enabled=False):
         return tiled.softcap_attention(q, k, v, softcap, scale, bias)
 
@@ -92,15 +90,11 @@ def _backward(
     softcap: float,
     scale: float,
     bias: Tensor | None,
-    out: Tensor,
-    log_sum_exp: Tensor,
     needs_bias_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with torch.autocast(q.device.type, enabled=False):
-        *grads, bias_grad = tiled.softcap_attention_backward(
-            grad, q, k, v, softcap, scale, bias, out, log_sum_exp, needs_bias_grad
-        )
-    # An op's schema has no optional results: an unwanted gradient is an empty tensor.
+        *grads, bias_grad = tiled.softcap_attention_backward(grad, q, k, v, softcap, scale, bias, needs_bias_grad)
+    # An op's schema has no optional results: a gradient that nobody wants is an empty tensor.
     return grads[0], grads[1], grads[2], q.new_zeros(0) if bias_grad is None else bias_grad
 
 
@@ -109,9 +103,8 @@ backward_op = torch.library.custom_op("locfast::softcap_attention_backward", _ba
 
 
 @forward_op.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, softcap: float, scale: float, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=compute)
+def _(q: Tensor, k: Tensor, v: Tensor, softcap: float, scale: float, bias: Tensor | None) -> Tensor:
+    return q.new_empty(q.shape)
 
 
 @backward_op.register_fake
@@ -123,27 +116,22 @@ def _(
     softcap: float,
     scale: float,
     bias: Tensor | None,
-    out: Tensor,
-    log_sum_exp: Tensor,
     needs_bias_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    wanted = bias is not None and needs_bias_grad
-    bias_grad = bias.new_empty(bias.shape) if bias is not None and wanted else q.new_empty(0)
+    bias_grad = q.new_empty(0) if bias is None or not needs_bias_grad else bias.new_empty(bias.shape)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), bias_grad
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     q, k, v, ctx.softcap, ctx.scale, bias = inputs
-    out, log_sum_exp = output
-    ctx.mark_non_differentiable(log_sum_exp)
-    ctx.save_for_backward(q, k, v, bias, out, log_sum_exp)
+    ctx.save_for_backward(q, k, v, bias)
 
 
-def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, v, bias, out, log_sum_exp = ctx.saved_tensors
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, bias = ctx.saved_tensors
     needs_bias_grad = ctx.needs_input_grad[5]
     q_grad, k_grad, v_grad, bias_grad = torch.ops.locfast.softcap_attention_backward(
-        grad, q, k, v, ctx.softcap, ctx.scale, bias, out, log_sum_exp, needs_bias_grad
+        grad, q, k, v, ctx.softcap, ctx.scale, bias, needs_bias_grad
     )
     return q_grad, k_grad, v_grad, None, None, bias_grad if needs_bias_grad else None
 

@@ -1,7 +1,7 @@
-"""Soft-capped attention in blocks of query rows: plain PyTorch, never more than one block of scores in memory.
+"""Soft-capped attention in blocks of query rows: plain PyTorch, never more than a few blocks of scores in memory.
 
-The backward recomputes each block from q, k and the row-wise log-sum-exp, as FlashAttention does (Dao et al. 2022,
-algorithm 4), with the soft cap's derivative 1 - tanh^2. Nothing is accumulated out of order: deterministic.
+The backward computes each block of probabilities anew from q and k: nothing of size T x T is kept between the two.
+Rows are whole, so the softmax is PyTorch's own, and every sum has one order: deterministic.
 """
 
 import torch
@@ -11,26 +11,18 @@ MAX_BLOCK_SCORES = 1 << 25
 """Scores in memory at a time: 128 MiB in fp32. Short sequences (the demo's 65 tokens) are one block."""
 
 
-def softcap_attention(
-    q: Tensor, k: Tensor, v: Tensor, softcap: float, scale: float, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """q, k, v [B, H, T, D], bias broadcastable over [B, H, T, T]  ->  output [B, H, T, D], log-sum-exp [B, H, T].
+def softcap_attention(q: Tensor, k: Tensor, v: Tensor, softcap: float, scale: float, bias: Tensor | None) -> Tensor:
+    """q, k, v [B, H, T, D], bias broadcastable over [B, H, T, T]  ->  [B, H, T, D] in q's dtype.
 
-    Inputs in bf16 and fp16 are computed in fp32; the output is in q's dtype, the log-sum-exp in fp32 (fp64).
+    Inputs in bf16 and fp16 are computed in fp32, which costs tensor cores on a GPU: there it is the fallback.
     """
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     compute = _compute_dtype(q)
-    log_sum_exp = torch.empty(q.shape[:-1], dtype=compute, device=q.device)
-    keys, values = k.to(compute).transpose(-2, -1), v.to(compute)
+    keys, values = k.to(compute), v.to(compute)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     for rows in _blocks(q):
-        tanh = ((q[:, :, rows].to(compute) * (scale / softcap)) @ keys).tanh_()
-        logits = _add_bias(tanh.mul_(softcap), bias, rows)
-        top = logits.amax(-1, keepdim=True)
-        weights = logits.sub_(top).exp_()
-        total = weights.sum(-1, keepdim=True)
-        out[:, :, rows] = (weights @ values).div_(total).to(q.dtype)
-        log_sum_exp[:, :, rows] = (top + total.log_()).squeeze(-1)
-    return out, log_sum_exp
+        tanh = _capped(q[:, :, rows].to(compute), keys, softcap, scale)
+        out[:, :, rows] = _softmax(tanh.mul_(softcap), bias, rows) @ values
+    return out
 
 
 def softcap_attention_backward(
@@ -41,8 +33,6 @@ def softcap_attention_backward(
     softcap: float,
     scale: float,
     bias: Tensor | None,
-    out: Tensor,
-    log_sum_exp: Tensor,
     needs_bias_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of q, k, v [B, H, T, D] and of bias (its own shape, or None where it is not needed)."""
@@ -55,20 +45,32 @@ def softcap_attention_backward(
         bias_grad = torch.zeros(bias.shape, dtype=compute, device=bias.device)
     for rows in _blocks(q):
         queries, out_grad = q[:, :, rows].to(compute), grad[:, :, rows].to(compute)
-        tanh = ((queries * (scale / softcap)) @ keys.transpose(-2, -1)).tanh_()
-        weights = _add_bias(tanh * softcap, bias, rows).sub_(log_sum_exp[:, :, rows, None]).exp_()
+        tanh = _capped(queries, keys, softcap, scale)
+        weights = _softmax(tanh * softcap, bias, rows)
         v_grad += weights.transpose(-2, -1) @ out_grad
-        delta = (out_grad * out[:, :, rows].to(compute)).sum(-1, keepdim=True)
-        logits_grad = (out_grad @ values.transpose(-2, -1)).sub_(delta).mul_(weights)
+        # Softmax's derivative from the weights themselves: a shortcut through the rounded output loses digits in bf16.
+        logits_grad = (out_grad @ values.transpose(-2, -1)).mul_(weights)
+        logits_grad.addcmul_(weights, logits_grad.sum(-1, keepdim=True), value=-1)
         if bias_grad is not None:
             part = bias_grad if bias_grad.shape[-2] == 1 else bias_grad[:, :, rows]
             part += logits_grad.sum_to_size(part.shape)
         scores_grad = logits_grad.mul_(tanh.square_().neg_().add_(1.0)).mul_(scale)
-        q_grad[:, :, rows] = (scores_grad @ keys).to(q.dtype)
+        q_grad[:, :, rows] = scores_grad @ keys
         k_grad += scores_grad.transpose(-2, -1) @ queries
     if bias_grad is not None and bias is not None:
         bias_grad = bias_grad.to(bias.dtype)
     return q_grad, k_grad.to(k.dtype), v_grad.to(v.dtype), bias_grad
+
+
+def _capped(queries: Tensor, keys: Tensor, softcap: float, scale: float) -> Tensor:
+    """tanh(q k^T * scale / softcap) for a block of rows: [B, H, rows, T]."""
+    return (queries @ keys.transpose(-2, -1)).mul_(scale / softcap).tanh_()
+
+
+def _softmax(logits: Tensor, bias: Tensor | None, rows: slice) -> Tensor:
+    if bias is not None:
+        logits.add_(bias if bias.shape[-2] == 1 else bias[:, :, rows])
+    return torch.softmax(logits, dim=-1)
 
 
 def _compute_dtype(q: Tensor) -> torch.dtype:
@@ -82,9 +84,3 @@ def _blocks(q: Tensor) -> list[slice]:
     count = max(1, -(-tokens // most))
     size = -(-tokens // count)
     return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
-
-
-def _add_bias(logits: Tensor, bias: Tensor | None, rows: slice) -> Tensor:
-    if bias is None:
-        return logits
-    return logits.add_(bias if bias.shape[-2] == 1 else bias[:, :, rows])
