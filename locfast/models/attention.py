@@ -105,10 +105,8 @@ def rotary_table(model: Any, kept: Tensor | None) -> Tensor | None:
 def _project(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values, each [B, H, T, D]."""
     if attn.qkv is None:
-        q, k, v = (
-            proj(x).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
-            for proj in (attn.q_proj, attn.k_proj, attn.v_proj)
-        )
+        q = attn.q_proj(x).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+        k, v = (proj(x).unflatten(-1, (-1, q.shape[-1])).transpose(1, 2) for proj in (attn.k_proj, attn.v_proj))
         groups = q.shape[1] // k.shape[1]
         return (q, k, v) if groups == 1 else (q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1))
     if getattr(attn, "q_bias", None) is None:

@@ -40,7 +40,7 @@ def create_timm_model(
     """
     if image_size is not None:
         model_args["img_size"] = image_size
-    with _seeded(seed):
+    with seeded(seed):
         if name == "demo":
             return _from_folder(name, DEMO_TEACHER, pretrained, model_args)
         if name.startswith(("hf-hub:", "hf_hub:")):
@@ -60,7 +60,7 @@ def create_timm_model(
 def _from_timm(name: str, pretrained: bool, model_args: dict[str, Any]) -> Any:
     """A model of timm's registry or of the Hugging Face hub."""
     try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=0, **model_args)
+        model = _build(name, pretrained, model_args)
     except TypeError as error:
         raise UserError(
             f"--model {name} with {model_args}: timm does not take these arguments ({error}). Leave them out."
@@ -88,14 +88,15 @@ def _from_folder(name: str, folder: Path, pretrained: bool, model_args: dict[str
             "writes it. For a bare checkpoint type ARCHITECTURE@FILE, for example vit_base_patch16_224@w.safetensors."
         )
     try:
-        architecture = json.loads(config.read_text())["architecture"]
+        content = json.loads(config.read_text(encoding="utf-8"))
+        architecture, saved_args = content["architecture"], content.get("model_args", {})
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"--model {name}: {config} is not a timm model config ({type(error).__name__}: {error}): a JSON object "
             "with the key 'architecture' is needed. Save the model anew with timm or with locfast.export."
         ) from error
     _check_registered(architecture)
-    model = timm.create_model(f"local-dir:{folder}", pretrained=False, num_classes=0, **model_args)
+    model = _build(f"local-dir:{folder}", False, {**saved_args, **model_args})
     if pretrained:
         load_checkpoint_file(model, find_weights(folder), name)
     return model
@@ -109,16 +110,19 @@ def _from_file(name: str, architecture: str, file: Path, pretrained: bool, model
             f"--model {name}: the checkpoint file {file} does not exist{' (it is a folder)' if file.is_dir() else ''}. "
             f"Type {architecture}@ and the path of a .safetensors, .pth or .pth.tar file."
         )
-    model = timm.create_model(architecture, pretrained=False, num_classes=0, **model_args)
-    if pretrained and load_checkpoint_file(model, file, name) == "mocov3":
-        _use_imagenet_statistics(model)
+    model = _build(architecture, False, model_args)
+    if pretrained:
+        if "." not in architecture:  # without a tag, timm's default one, of which these weights are none
+            model.pretrained_cfg.update(tag=None, hf_hub_id=None, license=None)
+        if load_checkpoint_file(model, file, name) == "mocov3":
+            _call_it_moco_v3(model)
     return model
 
 
 def _moco_v3(name: str, pretrained: bool, model_args: dict[str, Any]) -> Any:
     """MoCo v3 from its authors' server, kept in torch's cache."""
-    model = timm.create_model(name.partition(".")[0], pretrained=False, num_classes=0, **model_args)
-    _use_imagenet_statistics(model)
+    model = _build(name.partition(".")[0], False, model_args)
+    _call_it_moco_v3(model)
     if pretrained:
         file = Path(torch.hub.get_dir(), "checkpoints", f"mocov3-{Path(MOCO_V3[name]).name}")
         try:
@@ -134,9 +138,20 @@ def _moco_v3(name: str, pretrained: bool, model_args: dict[str, Any]) -> Any:
     return model
 
 
-def _use_imagenet_statistics(model: Any) -> None:
-    """MoCo v3 saw ImageNet's mean and deviation; timm's default for plain ViTs is 0.5 for both."""
-    model.pretrained_cfg.update(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, crop_pct=0.875)
+def _build(name: str, pretrained: bool, model_args: dict[str, Any]) -> Any:
+    """timm's create_model without a head; notes in `_model_args` what built it where timm is too old to do so."""
+    model: Any = timm.create_model(name, pretrained=pretrained, **{**model_args, "num_classes": 0})
+    if not hasattr(model, "_model_args"):
+        model._model_args = {**model_args, "num_classes": 0}
+    return model
+
+
+def _call_it_moco_v3(model: Any) -> None:
+    """MoCo v3's licence, and the mean and deviation it saw: ImageNet's, where timm's plain ViTs have 0.5 for both."""
+    model.pretrained_cfg.update(
+        mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, crop_pct=0.875, tag=None, hf_hub_id=None
+    )
+    model.pretrained_cfg["license"] = "cc-by-nc-4.0"
 
 
 def _check_registered(name: str) -> None:
@@ -178,7 +193,7 @@ def _warn_of_activation(name: str, model: Any) -> None:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Seed the CPU's generator inside, and put it back; CUDA's generators are not touched at all."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -1,0 +1,161 @@
+"""The README of an export: where the weights come from, how to load them, and what the soft cap changes."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+
+from locfast import __version__
+from locfast.models.backbone import Backbone
+
+
+def describe_run(config: dict[str, Any], metrics: list[dict[str, Any]], step: int, averaged: bool) -> dict[str, Any]:
+    """Facts for a model card. config: the run's, as plain values; metrics: the lines of metrics.jsonl; step: at which
+    the exported weights were taken; averaged: whether they are the moving average."""
+    last: dict[str, float] = {}
+    for line in metrics:
+        if line.get("step", 0) <= step:
+            last.update({key: value for key, value in line.items() if "loss" in key and isinstance(value, int | float)})
+    return {
+        "method": config.get("method"),
+        "data": config.get("data"),
+        "recipe": config.get("recipe"),
+        "steps": step,
+        "weights": "exponential moving average" if averaged else "of the last step",
+        "metrics": last,
+        "config": config,
+    }
+
+
+def write_model_card(
+    path: Path,
+    backbone: Backbone,
+    plain: Any,
+    softcap: float | None,
+    without_cap: float | None,
+    measured_on: str,
+    card: dict[str, Any],
+) -> None:
+    """Write the card of `plain`, the timm model exported from `backbone`. `without_cap` is the relative L2 between its
+    features without and with the cap, measured on `measured_on`."""
+    facts = {key: value for key, value in card.items() if key not in ("metrics", "config") and value is not None}
+    sections = [
+        _front_matter(plain),
+        f"# {_title(backbone, facts)}\n\nA Vision Transformer backbone, written by locfast {__version__} on "
+        f"{datetime.date.today().isoformat()}. Blocks and final norm were trained for patch features; it has no "
+        "classifier and no projection to text.",
+        _loading(plain),
+        _softcap(softcap, without_cap, measured_on),
+        _images(backbone),
+        "## Training\n\n" + _table({"base model": backbone.name, **facts}),
+    ]
+    if card.get("metrics"):
+        sections.append("## Metrics\n\nThe last values that the run logged.\n\n" + _table(card["metrics"]))
+    if card.get("config"):
+        values = yaml.safe_dump(card["config"], sort_keys=False, width=110)
+        sections.append(f"## Configuration\n\n```yaml\n{values}```")
+    versions = {"locfast": __version__, "torch": torch.__version__, "timm": timm.__version__}
+    sections.append("## Versions\n\n" + _table({**versions, "python": platform.python_version()}))
+    sections.append(_licence(plain))
+    path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def _title(backbone: Backbone, facts: dict[str, Any]) -> str:
+    name = backbone.model.pretrained_cfg.get("architecture", backbone.name)
+    return f"{name}, {facts['method']}" if facts.get("method") else str(name)
+
+
+def _front_matter(plain: Any) -> str:
+    config = plain.pretrained_cfg
+    lines = ["library_name: timm", "tags: [image-feature-extraction, locality-alignment, locfast]"]
+    if config.get("license"):
+        lines.append(f"license: {config['license']}")
+    if config.get("hf_hub_id") and "/" in config["hf_hub_id"]:
+        lines.append(f"base_model: {config['hf_hub_id'].partition('@')[0]}")
+    return "---\n" + "\n".join(lines) + "\n---"
+
+
+def architecture_call(plain: Any) -> str:
+    """The timm call that loads the weights into the original architecture."""
+    config = plain.pretrained_cfg
+    name = config["architecture"]
+    tagged = f"{name}.{config.get('tag')}"
+    name = tagged if tagged in timm.list_pretrained() else name
+    args = {"num_classes": 0, **{k: v for k, v in plain._model_args.items() if k != "num_classes"}}
+    given = "".join(f"{key}={value!r}, " for key, value in args.items())
+    return (
+        f'timm.create_model("{name}", pretrained=True, {given}'
+        'pretrained_cfg_overlay=dict(file="FOLDER/model.safetensors", custom_load=False))'
+    )
+
+
+def _loading(plain: Any) -> str:
+    return f"""## Use
+
+Put the path of this folder for FOLDER. `forward_features` gives one vector a token, prefix tokens first.
+
+```python
+import timm
+
+model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+features = model.forward_features(transform(image)[None])  # [1, tokens, {plain.embed_dim}]
+patches = features[:, {plain.num_prefix_tokens}:]
+```
+
+The same weights in the original architecture (`num_classes=0`, as they have no head; image settings as below):
+
+```python
+model = {architecture_call(plain)}
+```"""
+
+
+def _softcap(softcap: float | None, without_cap: float | None, measured_on: str) -> str:
+    if softcap is None:
+        return "## Soft cap\n\nNone: plain attention, nothing to add."
+    return f"""## Soft cap
+
+The weights were trained with attention logits bounded to {softcap:g} * tanh(logits / {softcap:g}). The cap is part of
+the forward pass and not of the weights, so plain timm does not know of it. One line puts it back:
+
+```python
+from locfast.models.softcap import apply_softcap
+
+model = apply_softcap(model, {softcap})
+```
+
+Without it the features of these weights are off by a relative L2 of {without_cap:.2e}, measured on {measured_on}."""
+
+
+def _images(backbone: Backbone) -> str:
+    height, width = backbone.image_size
+    facts = {
+        "size": f"{height} x {width} px",
+        "mean": backbone.mean,
+        "std": backbone.std,
+        "resize": f"crop_pct {backbone.crop_pct}, {backbone.interpolation}",
+        "patches": f"{backbone.grid[0]} x {backbone.grid[1]} of {backbone.patch_size[0]} px",
+        "prefix tokens": backbone.num_prefix_tokens,
+        "width": backbone.embed_dim,
+    }
+    return "## Images and tokens\n\n" + _table(facts)
+
+
+def _licence(plain: Any) -> str:
+    known = plain.pretrained_cfg.get("license")
+    terms = f"timm states `{known}` for them" if known else "this file does not know it: look where they came from"
+    return (
+        "## Licence\n\nThese weights derive from the base model's and stay under its licence; "
+        f"{terms}. locfast itself is under Apache-2.0."
+    )
+
+
+def _table(facts: dict[str, Any]) -> str:
+    rows = [f"| {key} | {f'{value:.6g}' if isinstance(value, float) else value} |" for key, value in facts.items()]
+    return "\n".join(["| | |", "|---|---|", *rows])
