@@ -85,7 +85,7 @@ def check_identity(point: Point, ours: dict[str, Any], folder: RunFolder) -> Non
         told = "; ".join(f"{name} was {then.get(name)}, now {now.get(name)}" for name in differing[:6])
         raise UserError(
             f"--resume: the checkpoint {point.checkpoint.folder} is of another run: {told}. "
-            f"`--resume --out {folder.path}` alone takes every setting from the run; for new settings give another --out."
+            f"`--resume --out {folder.path}` alone takes every setting from the run; new settings want another --out."
         )
 
 

@@ -148,6 +148,7 @@ def _prepare(method: Method, loader: Loader, plan: Plan, world: World, seed: int
     count = min(method.preparation_samples, plan.samples)
     if not count:
         return
+    log.info("looking at %d images before step 0", count)
     chosen = permute(torch.arange(count), plan.samples, seed, PREPARATION_EPOCH)
     share = chosen.tensor_split(world.size)[world.rank]
 

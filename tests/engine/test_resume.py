@@ -1,0 +1,183 @@
+"""Killed, torn and moved runs go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from locfast.engine.run import train
+from locfast.engine.run_folder import RunFolder
+from locfast.errors import UserError
+from tests.engine.conftest import SETTINGS
+from tests.engine.processes import finish, kill_when, start, start_ranks
+from tests.engine.toy import ToyConfig, losses, toy_config
+
+
+@pytest.fixture(scope="module")
+def stopped(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with SETTINGS that was killed after step 14: checkpoints of the steps 4, 8 and 12."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    process = start(toy_config(images, run, **SETTINGS), run.with_suffix(".out"))
+    assert kill_when(process, lambda: len(losses(run)) >= 14)
+    for later in run.glob("checkpoints/step-*"):
+        if later.name > "step-00000012":  # the kill came late: as if it had come in time
+            shutil.rmtree(later)
+    return run
+
+
+@pytest.fixture
+def run(stopped: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stopped, tmp_path / "run"))
+
+
+def test_a_run_killed_at_random_moments_repeats_the_unbroken_curve_bit_for_bit(images, unbroken, tmp_path):
+    run, chance, kills = tmp_path / "run", random.Random(0), 0
+    for attempt in range(20):
+        process = start(toy_config(images, run, resume=attempt > 0, **SETTINGS), tmp_path / "out")
+        at = len(losses(run)) + chance.randrange(3, 13)
+        if not kill_when(process, lambda at=at: len(losses(run)) >= at):
+            assert process.exitcode == 0, (tmp_path / "out").read_text()
+            break
+        kills += 1
+    assert kills >= 2
+    assert losses(run) == unbroken
+
+
+def test_a_run_killed_inside_a_save_repeats_the_unbroken_curve_bit_for_bit(images, unbroken, tmp_path):
+    run = tmp_path / "run"
+    settings = {**SETTINGS, "save_every": 2}
+    for attempt in range(3):
+        process = start(toy_config(images, run, resume=attempt > 0, **settings), tmp_path / "out")
+        kill_when(process, lambda: len(losses(run)) >= 6 * (attempt + 1) and any(_half_written(run)))  # noqa: B023
+    train(toy_config(images, run, resume=True, **settings))
+    assert losses(run) == unbroken
+    assert not list(_half_written(run))
+
+
+def _half_written(run: Path):
+    return run.glob("checkpoints/.partial-*")
+
+
+@pytest.mark.slow
+def test_fifty_kills_at_random_times_change_no_bit(images, tmp_path):
+    settings = {**SETTINGS, "steps": 400, "save_every": 3}
+    whole = losses(train(toy_config(images, tmp_path / "whole", **settings)))
+    run, chance = tmp_path / "run", random.Random(1)
+    for _ in range(50):
+        process = start(toy_config(images, run, resume=True, **settings), tmp_path / "out")
+        process.join(0.5 + chance.random())
+        process.kill()
+        process.join()
+    train(toy_config(images, run, resume=True, **settings))
+    assert losses(run) == whole
+
+
+def test_a_stopped_run_has_no_pickle_and_three_checkpoints(run):
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".jsonl", ".yaml", ".log"}
+    assert len(list(run.glob("checkpoints/step-*"))) == 3
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def _flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [_truncate, _flip_a_bit, Path.unlink])
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json"])
+def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_taken(images, unbroken, run, harm, name):
+    if harm is _flip_a_bit and name == "state.json":
+        (run / "checkpoints/step-00000012" / name).write_text("{}")
+    else:
+        harm(run / "checkpoints/step-00000012" / name)
+    train(toy_config(images, run, resume=True, **SETTINGS))
+    assert losses(run) == unbroken
+    log = (run / "train.log").read_text()
+    assert "Damaged checkpoint" in log
+    assert f"step-00000012: {name}" in log
+    assert "Resuming from" in log
+    assert "after step 8" in log
+    assert (run / "checkpoints/damaged-step-00000012").is_dir()
+
+
+def test_a_run_without_any_complete_checkpoint_starts_again(images, unbroken, run):
+    for state in run.glob("checkpoints/step-*/state.json"):
+        state.unlink()
+    train(toy_config(images, run, resume=True, **SETTINGS))
+    assert losses(run) == unbroken
+    assert "starting at step 0" in (run / "train.log").read_text()
+
+
+def test_damaged_frozen_weights_come_from_the_pretrained_model_again(images, unbroken, run):
+    _flip_a_bit(run / "checkpoints/frozen.safetensors")
+    train(toy_config(images, run, resume=True, **SETTINGS))
+    assert losses(run) == unbroken
+    assert "Damaged frozen weights" in (run / "train.log").read_text()
+
+
+def test_another_number_of_ranks_goes_on_with_the_run(images, unbroken, run, tmp_path):
+    settings = {**SETTINGS, "toy": ToyConfig()}
+    whole = losses(train(toy_config(images, tmp_path / "whole", **settings)))
+    one = tmp_path / "one"
+    process = start(toy_config(images, one, **settings), tmp_path / "out")
+    kill_when(process, lambda: (one / "checkpoints/step-00000008").is_dir())
+    codes = finish(*start_ranks(toy_config(images, one, resume=True, **settings), tmp_path / "ranks", 2))
+    assert codes == [0, 0], (tmp_path / "ranks.0").read_text()
+    # sums over ranks are added in another order: fp32 rounding, grown over 16 steps
+    assert losses(one) == pytest.approx(whole, rel=1e-4)
+
+
+def test_a_finished_run_is_left_as_it_is(images, tmp_path):
+    config = toy_config(images, tmp_path / "run", steps=2)
+    train(config)
+    before = (tmp_path / "run/metrics.jsonl").read_text()
+    train(toy_config(images, tmp_path / "run", steps=2, resume=True))
+    assert (tmp_path / "run/metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"model": "large"}, "model was small, now large"),
+        ({"seed": 4}, "seed was 3, now 4"),
+        ({"lr": 1.0}, "lr was 0.003, now 1.0"),
+        ({"steps": 30}, "steps was 24, now 30"),
+        ({"toy": ToyConfig(dropout=0.2)}, "toy.dropout was 0.1, now 0.2"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(images, run, changes, told):
+    before = (run / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=told):
+        train(toy_config(images, run, resume=True, **{**SETTINGS, **changes}))
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_resume_counts_on_unreadable_files(images, tmp_path):
+    data = Path(shutil.copytree(images, tmp_path / "data"))
+    for name in ("003.jpg", "017.jpg", "031.jpg"):
+        (data / name).write_bytes(b"not an image")
+    settings = {"steps": 12, "save_every": 6}
+    run = train(toy_config(data, tmp_path / "whole", **settings))
+    state = (run / "checkpoints/step-00000012/state.json").read_text()
+    broken = train(toy_config(data, tmp_path / "broken", **settings))
+    shutil.rmtree(broken / "checkpoints/step-00000012")
+    train(toy_config(data, broken, resume=True, **settings))
+    assert (broken / "checkpoints/step-00000012/state.json").read_text() == state
+    assert losses(broken) == losses(run)
+    assert (run / "train.log").read_text().count("003.jpg") == 1
+
+
+def test_a_metrics_line_that_a_kill_cut_short_is_dropped(images, unbroken, run):
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 15, "lo')
+    train(toy_config(images, run, resume=True, **SETTINGS))
+    assert losses(run) == unbroken
+    assert [entry["step"] for entry in RunFolder(run).read_metrics()] == list(range(1, 25))
