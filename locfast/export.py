@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 @command
 def main() -> None:
     args = _parser().parse_args()
+    if not args.run.is_dir():
+        raise UserError(
+            f"RUN {args.run}: there is no such folder. Give the --out of a `python -m locfast.train` run, by default "
+            "runs/METHOD-MODEL."
+        )
     out = args.out or args.run / "exported"
     if not args.overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(
@@ -27,7 +32,7 @@ def main() -> None:
 
 def export_timm(run: Path, out: Path, ema: bool | None) -> None:
     """Write the backbone of the newest complete checkpoint of `run` to `out`, and say what was written."""
-    from locfast.config.files import to_dict
+    from locfast.config.files import read_yaml
     from locfast.engine import checkpoint
     from locfast.engine.run_folder import RunFolder, load_method
     from locfast.models.export import write_timm_export
@@ -40,10 +45,9 @@ def export_timm(run: Path, out: Path, ema: bool | None) -> None:
         raise UserError(f"{run} has no complete checkpoint. Train longer, or go on with --resume.")
     artifacts = method.artifacts()
     averaged = ema is not False and bool(found.tensors("ema"))
-    config = folder.read_config()
-    card = describe_run(to_dict(config), folder.read_metrics(), found.step, averaged)
+    card = describe_run(read_yaml(folder.config), folder.read_metrics(), found.step, averaged)
     softcap, backbone = artifacts.get("softcap"), artifacts["backbone"]
-    images = None if softcap is None else _some_images(config, method, backbone.image_size)
+    images = None if softcap is None else _some_images(folder.read_config(), method, backbone.image_size)
     without_cap = write_timm_export(backbone, out, softcap=softcap, card=card, images=images)
     print(f"{out}: step {found.step}{' (moving average)' if averaged else ''}")
     print(f'timm.create_model("local-dir:{out}", pretrained=True)')

@@ -6,11 +6,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 from timm.models import save_for_hf
 
+from locfast.cli import parse_train
+from locfast.engine.run import train
+from locfast.export import main
 from locfast.models.backbone import Backbone, load_backbone
 from locfast.models.export import write_timm_export
 from locfast.models.model_card import describe_run
@@ -42,10 +48,24 @@ def noise(backbone: Backbone) -> torch.Tensor:
     return torch.randn(2, 3, *backbone.image_size, generator=torch.Generator().manual_seed(1))
 
 
-def run_export(*args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "locfast.export", *map(str, args)], capture_output=True, text=True, timeout=300
-    )
+def run_export(monkeypatch: pytest.MonkeyPatch, *args: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["locfast.export", *map(str, args)])
+    main()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps of MaskEmbed on eight images, with a moving average."""
+    folder = tmp_path_factory.mktemp("trained")
+    save_for_hf(student("siglip").model, str(folder / "teacher"), safe_serialization=True)
+    (folder / "images").mkdir()
+    random = np.random.default_rng(0)
+    for index in range(8):
+        pixels = random.integers(0, 256, (70, 90, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{index}.png")
+    flags = f"--model {folder}/teacher --data {folder}/images --out {folder}/run --val none --steps 2 --batch-size 4"
+    train(parse_train([*flags.split(), "--workers", "0", "--ema", "0.5", "--lr", "1e-2", "--device", "cpu"]))
+    return folder / "run"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,8 +116,6 @@ def test_the_loading_lines_of_the_card_run_as_they_stand(tmp_path: Path) -> None
     write_timm_export(backbone, tmp_path / "out", softcap=None, card={})
     card = (tmp_path / "out" / "README.md").read_text().replace("FOLDER", str(tmp_path / "out"))
     code = "".join(part.removeprefix("python\n") for part in card.split("```")[1::2] if part.startswith("python\n"))
-    from PIL import Image
-
     names: dict[str, Any] = {"image": Image.new("RGB", (90, 70), (200, 30, 90))}
     exec(code, names)
     assert names["features"].shape == (1, 17, 64)
@@ -167,16 +185,46 @@ def test_an_export_leaves_generator_mode_and_weights_as_they_were(tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
-def test_the_command_says_what_is_wrong_and_ends_with_two(tmp_path: Path) -> None:
-    missing = run_export(tmp_path / "no-run")
-    assert missing.returncode == 2
-    assert "is not a run folder" in missing.stderr
-    assert "Traceback" not in missing.stderr
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/file").touch()
-    taken = run_export(tmp_path / "no-run", "--out", tmp_path / "out")
-    assert taken.returncode == 2
-    assert "--overwrite" in taken.stderr
+@torch.no_grad()
+def test_the_command_exports_the_average_or_the_weights_of_the_newest_checkpoint(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported = {}
+    for flag, file in (("--ema", "ema"), ("--no-ema", "model")):
+        run_export(monkeypatch, run, "--to", "timm", "--out", tmp_path / file, flag)
+        exported[file] = load_file(tmp_path / file / "model.safetensors")
+        saved = load_file(run / "checkpoints/step-00000002" / f"{file}.safetensors")
+        trained = [key for key in exported[file] if f"encoder.model.{key}" in saved]
+        assert {"norm.weight", "pos_embed", "blocks.2.attn.qkv.weight"} <= set(trained)
+        assert all(torch.equal(saved[f"encoder.model.{key}"], exported[file][key]) for key in trained)
+    assert not torch.equal(exported["ema"]["norm.weight"], exported["model"]["norm.weight"])
+    assert "step 2 (moving average)" in capsys.readouterr().out
+    text = (tmp_path / "ema/README.md").read_text()
+    assert "measured on 8 images of the run" in text
+    assert "| weights | exponential moving average |" in text
+    assert "softcap: 30.0" in text
+
+
+def test_the_command_writes_into_the_run_and_overwrites_only_when_told(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_export(monkeypatch, run, "--overwrite")
+    assert timm.create_model(f"local-dir:{run / 'exported'}", pretrained=True).num_features == 64
+    with pytest.raises(SystemExit) as stop:
+        run_export(monkeypatch, run)
+    assert stop.value.code == 2
+    assert "--overwrite" in capsys.readouterr().err
+    run_export(monkeypatch, run, "--overwrite")
+
+
+def test_a_folder_that_is_no_run_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, told in ((tmp_path / "nowhere", "there is no such folder"), (tmp_path, "is not a run folder")):
+        with pytest.raises(SystemExit) as stop:
+            run_export(monkeypatch, folder)
+        assert stop.value.code == 2
+        assert told in capsys.readouterr().err
 
 
 def test_help_does_not_import_torch() -> None:
