@@ -34,7 +34,7 @@ BLOCKS: tuple[type[nn.Module], ...] = (vision_transformer.Block, eva.EvaBlock, b
 
 def is_known_block(block: nn.Module) -> bool:
     """Whether `run_block` can run this block itself; subclasses may differ, so only the very classes count."""
-    return type(block) in BLOCKS and type(block.attn) in ATTENTIONS
+    return type(block) in BLOCKS and type(getattr(block, "attn", None)) in ATTENTIONS
 
 
 def run_block(

@@ -208,13 +208,15 @@ def _run_foreign_block(
 
 
 def _family(model: nn.Module, name: str) -> str:
+    sequential = all(hasattr(block, "attn") and hasattr(block, "mlp") for block in getattr(model, "blocks", ()))
     for family, kind in FAMILIES.items():
-        if isinstance(model, kind):
+        if isinstance(model, kind) and sequential:
             return family
+    blocks = "" if sequential else " with parallel branches in its blocks"
     raise UserError(
-        f"--model {name} is a {type(model).__name__}. locfast needs one token a patch through all blocks, which timm's "
-        f"{', '.join(kind.__name__ for kind in FAMILIES.values())} have. Choose one of those, for example "
-        "vit_base_patch16_224 or vit_large_patch14_clip_quickgelu_336.openai."
+        f"--model {name} is a {type(model).__name__}{blocks}. locfast needs one token a patch through blocks of one "
+        f"attention and one MLP, which timm's {', '.join(kind.__name__ for kind in FAMILIES.values())} have. Choose "
+        "one of those, for example vit_base_patch16_224 or vit_large_patch14_clip_quickgelu_336.openai."
     )
 
 

@@ -23,8 +23,8 @@ def apply_softcap(timm_model: Model, softcap: float | None) -> Model:
     """
     if softcap is not None and not softcap > 0:
         raise UserError(f"a soft cap of {softcap} was asked for; it bounds |logits|, so it must be positive, or None.")
-    attentions = [block.attn for block in getattr(timm_model, "blocks", ()) if type(block.attn) in ATTENTIONS]
-    if not attentions or len(attentions) != len(timm_model.blocks):  # type: ignore[arg-type]
+    attentions: list[Any] = [getattr(block, "attn", None) for block in getattr(timm_model, "blocks", ())]
+    if not attentions or any(type(attn) not in ATTENTIONS for attn in attentions):
         raise UserError(
             f"a soft cap was asked for on a {type(timm_model).__name__}, whose attention locfast does not know. It "
             "knows the attention of timm's VisionTransformer, Eva and Beit. Load the exported model through timm first."

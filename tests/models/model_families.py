@@ -1,4 +1,4 @@
-"""The 19 backbones of Locality Alignment, table 5, by timm name, at two blocks and real width, with lively weights."""
+"""The 19 backbones of Locality Alignment, table 5, by timm name, and small models of each kind, with lively weights."""
 
 from dataclasses import dataclass
 

@@ -211,6 +211,11 @@ def test_overlapping_patches_are_refused() -> None:
         Backbone(model, "overlapping")
 
 
+def test_parallel_blocks_are_refused() -> None:
+    with pytest.raises(UserError, match="parallel branches"):
+        load_backbone("vit_base_patch16_xp_224", pretrained=False, depth=1, embed_dim=64, num_heads=4)
+
+
 def test_blocks_that_only_timm_can_run_are_refused_a_cap_but_run_without() -> None:
     """A post-norm EVA is such a model."""
     backbone = load_backbone("eva02_enormous_patch14_clip_224", pretrained=False, depth=2, embed_dim=64, num_heads=4)
