@@ -6,6 +6,7 @@ on what was drawn before. Streams are named ("maskembed.visible", "crop.image");
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 
@@ -58,23 +59,33 @@ def randint(keys: Keys, stream: str, count: int, high: int) -> Tensor:
     return (random_words(keys, stream, count) * high) >> 32
 
 
+ROUNDS = 12
+"""Of `permute`'s network. In datasets of 3 to 64 samples, where two neighbours go is uneven beyond doubt (chi-square)
+with 4 to 8 rounds, no longer with 10."""
+
+
 def permute(position: Tensor, size: int, seed: int, epoch: int | Tensor, stream: str = "order") -> Tensor:
     """Where a keyed pseudo-random permutation of 0 .. size - 1 sends each `position`, in O(1) memory and time.
 
-    A four-round Feistel network over the next even number of bits, with cycle walking: values outside the range
-    are sent through again until they fall inside, which keeps it a bijection. position [M] int64 -> [M] int64; every
-    epoch (one for all, or [M] int64) and every stream has a permutation of its own.
+    A Feistel network on the digits (left, right) of a number in a mixed base, rows x columns >= size with hardly a place
+    to spare: round by round, one digit is shifted by a keyed function of the other. The few values outside the range
+    are sent through again (cycle walking), which keeps it a bijection. position [M] int64 -> [M] int64; every epoch
+    (one for all, or [M] int64) and every stream has a permutation of its own.
     """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
+    rows = math.isqrt(size - 1) + 1
+    columns = -(-size // rows)
     value = position.clone()
     epochs = torch.as_tensor(epoch, device=value.device).expand_as(value)
     outside = torch.ones_like(value, dtype=torch.bool)
     while bool(outside.any()):
-        left, right = value[outside] >> half, value[outside] & mask
-        for feistel_round in range(4):
-            keys = Keys(seed, epochs[outside], right)
-            left, right = right, left ^ (random_words(keys, f"{stream}.{feistel_round}", 1)[:, 0] & mask)
-        value[outside] = left << half | right
+        left, right = value[outside] // columns, value[outside] % columns
+        for number in range(ROUNDS):
+            digit, base = (right, rows) if number % 2 == 0 else (left, columns)
+            shift = randint(Keys(seed, epochs[outside], digit), f"{stream}.{number}", 1, base)[:, 0]
+            if number % 2 == 0:
+                left = (left + shift) % rows
+            else:
+                right = (right + shift) % columns
+        value[outside] = left * columns + right
         outside = value >= size
     return value

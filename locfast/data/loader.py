@@ -100,7 +100,7 @@ class Loader:
             options = {"multiprocessing_context": "fork", "prefetch_factor": self.prefetch}
         dones = iter(
             DataLoader(
-                self._reader,  # a dataset whose items are jobs
+                self._reader,  # type: ignore[arg-type]  # a dataset whose items are jobs
                 batch_size=None,
                 sampler=self._jobs(samples),
                 num_workers=self.workers,
@@ -168,7 +168,7 @@ class Loader:
             if name not in self.replaced.names:
                 self.replaced.names[name] = reason
                 log.warning(
-                    "cannot read %s (%s): another sample takes its place; so far %d unreadable files, %d samples replaced",
+                    "cannot read %s (%s): another sample takes its place (so far %d files and %d samples)",
                     *(name, reason, len(self.replaced.names), self.replaced.count),
                 )
         if done.hopeless:
@@ -186,7 +186,7 @@ def explain_dead_worker(error: RuntimeError) -> UserError | None:
 
     torch raises it wherever the main thread happens to be, so a training loop may see it outside of the loader.
     """
-    if "DataLoader worker" not in str(error):
+    if "DataLoader worker (pid" not in str(error):
         return None
     return UserError(
         f"asked for the next batch, found that a decoding process had died ({str(error).splitlines()[0]}); most often "

@@ -104,7 +104,7 @@ class Reader:
             try:
                 sample = self._read(epoch, index, numbers)
             except Exception as error:  # a source may raise anything: a missing file, bad JSON, a stale mount
-                done.unreadable.append((i, sample_name(self.source, index), _reason(error)))
+                done.unreadable.append((i, sample_name(self.source, index), explain(error)))
             else:
                 done.index[i] = index
                 return sample
@@ -136,7 +136,8 @@ class Reader:
         return _Sample(pixels, plans, picture.size, label_map, replace(record, image=b"", label_map=None))
 
 
-def _reason(error: Exception) -> str:
+def explain(error: Exception) -> str:
+    """Why a sample could not be read, in a few words."""
     if isinstance(error, UnreadableImage):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

@@ -1,0 +1,159 @@
+"""Crops: timm's transforms, drawn from keyed numbers."""
+
+import io
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data.transforms import RandomResizedCropAndInterpolation, ResizeKeepRatio, center_crop_or_pad
+from timm.data.transforms_factory import transforms_imagenet_eval
+
+from locfast.data.crop import draw_numbers, plan
+from locfast.data.decode import get_decoder
+from locfast.data.spec import View
+from locfast.random import Keys
+
+HALF = (0.5, 0.5, 0.5)
+SIZES = [(500, 375), (333, 500), (97, 1000), (1000, 97), (40, 31), (224, 224), (1, 1), (3, 900)]
+
+
+def view(**options) -> View:
+    return replace(View((224, 224), HALF, HALF), **options)
+
+
+def render(data: bytes, wanted: View, numbers: list[float]) -> np.ndarray:
+    image = get_decoder("cpu").open(data)
+    return image.render([plan(wanted, image.size, numbers)])[0]
+
+
+def numbers_for(wanted: View, count: int, seed: int = 0) -> list[list[float]]:
+    return draw_numbers(wanted, "image", Keys(seed, torch.zeros(count).long(), torch.arange(count))).tolist()
+
+
+def assert_same_pixels(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """Equal up to rounding: filter taps of a resized part and of a part of a resize differ in the last bit, twice.
+
+    A tenth of a pixel of shift would be 0.3 levels on average in these pictures.
+    """
+    assert ours.shape == theirs.shape
+    difference = np.abs(ours.astype(int) - theirs.astype(int))
+    assert difference.max() <= 2
+    assert difference.mean() < 0.15
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("side", "crop_pct", "mode"),
+    [
+        ((224, 224), 0.9, "center"),
+        ((224, 224), 1.0, "center"),
+        ((112, 160), 0.875, "center"),
+        ((96, 96), 0.9, "squash"),
+    ],
+)
+def test_evaluation_views_equal_timms(picture, encode, size, side, crop_pct, mode):
+    image = picture(*size)
+    theirs = transforms_imagenet_eval(side, crop_pct, mode, interpolation="bicubic", use_prefetcher=True)(image)
+    ours = render(encode(image, "PNG"), view(size=side, crop_pct=crop_pct, crop=mode), [0.9, 0.9])
+    assert_same_pixels(ours, theirs.permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("size", [(500, 375), (333, 500), (97, 200), (40, 31), (1, 1), (3, 90)])
+@pytest.mark.parametrize(
+    "numbers",
+    [  # flip, interpolation, zoom?, area, aspect?, ratio: half of the outcomes each, and both ends
+        (0.9, 0.2, 0.9, 0.0, 0.9, 0.0),
+        (0.9, 0.7, 0.1, 0.0, 0.9, 0.0),
+        (0.1, 0.2, 0.1, 0.6, 0.1, 0.0),
+        (0.9, 0.7, 0.9, 0.0, 0.1, 1.0),
+    ],
+)
+def test_a_zoomed_view_equals_timms_for_the_same_numbers(picture, encode, monkeypatch, size, numbers):
+    """timm draws: zoom?, area if so, aspect?, ratio if so, which interpolation."""
+    flip, interpolation, zoom, area, aspect, ratio = numbers
+    drawn = [zoom, *([area] if zoom < 0.5 else []), aspect, *([ratio] if aspect < 0.5 else [])]
+    monkeypatch.setattr(random, "random", lambda: drawn.pop(0))
+    monkeypatch.setattr(random, "uniform", lambda a, b: a + (b - a) * drawn.pop(0))
+    monkeypatch.setattr(random, "choice", lambda options: options[interpolation >= 0.5])
+    image = picture(*size)
+    resize = ResizeKeepRatio((64, 64), 0.0, "random", 0.5, (0.08, 1.0), True, 0.5, (3 / 4, 4 / 3))
+    theirs = center_crop_or_pad(resize(image), (64, 64), padding_mode="reflect")
+    theirs = theirs.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip < 0.5 else theirs
+    wanted = view(size=(64, 64), crop="zoom_center", interpolation="random", flip=True)
+    assert_same_pixels(render(encode(image, "PNG"), wanted, list(numbers)), np.asarray(theirs))
+
+
+def test_zoomed_views_have_the_geometry_that_timms_have():
+    """Sizes before the crop, over 4000 draws of each: quantiles agree to sampling error (3 % at this number)."""
+    wanted = view(crop="zoom_center")
+    resize = ResizeKeepRatio((224, 224), 0.0, "bilinear", 0.5, (0.08, 1.0), True, 0.5, (3 / 4, 4 / 3))
+    image = Image.new("RGB", (500, 375))
+    random.seed(0)
+    sizes = [
+        resize.get_params(image, (224, 224), 0.0, 0.5, (0.08, 1.0), True, 0.5, (3 / 4, 4 / 3)) for _ in range(4000)
+    ]
+    theirs = np.array([(min(1, 224 / h), min(1, 224 / w), min(h, w) < 224) for h, w in sizes])
+    plans = [plan(wanted, (375, 500), numbers) for numbers in numbers_for(wanted, 4000)]
+    ours = np.array(
+        [((p.box[3] - p.box[1]) / 375, (p.box[2] - p.box[0]) / 500, p.inside != (0, 0, 224, 224)) for p in plans]
+    )
+    visible = [rows[:, 0] * rows[:, 1] for rows in (ours, theirs)]
+    # On a picture of 500 x 375 the public reference shows 57 % of it on average, and pads 14.5 % of the samples.
+    for ours_or_theirs, rows in zip(visible, (ours, theirs), strict=True):
+        assert ours_or_theirs.mean() == pytest.approx(0.57, abs=0.02)
+        assert rows[:, 2].mean() == pytest.approx(0.145, abs=0.02)
+    shares = np.linspace(0.05, 0.95, 19)
+    for one, other in (visible, (ours[:, 0], theirs[:, 0]), (ours[:, 1], theirs[:, 1])):
+        assert np.abs(np.quantile(one, shares) - np.quantile(other, shares)).max() < 0.03
+
+
+def test_random_resized_crops_have_the_geometry_that_timms_have():
+    wanted = view(crop="random_resized")
+    image = Image.new("RGB", (500, 375))
+    random.seed(0)
+    params = (RandomResizedCropAndInterpolation.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(4000))
+    theirs = np.array([(left, top, left + w, top + h) for top, left, h, w in params])
+    ours = np.array([plan(wanted, (375, 500), numbers).box for numbers in numbers_for(wanted, 4000)])
+    assert (ours == ours.round()).all()
+    shares = np.linspace(0.05, 0.95, 19)
+    for side, length in enumerate((500, 375, 500, 375)):
+        difference = np.quantile(ours[:, side], shares) - np.quantile(theirs[:, side], shares)
+        assert np.abs(difference).max() < 0.03 * length
+
+
+@pytest.mark.parametrize("crop", ["center", "zoom_center", "random_resized", "squash"])
+@pytest.mark.parametrize("size", [(120, 90), (97, 1000), (40, 31), (1, 1), (3, 900), (900, 2)])
+def test_every_policy_fills_the_view_for_every_size_of_image(picture, encode, crop, size):
+    wanted = view(size=(32, 48), crop=crop, interpolation="random", flip=True)
+    data = encode(picture(*size), "PNG")
+    for numbers in numbers_for(wanted, 4):
+        made = plan(wanted, (size[1], size[0]), numbers)
+        left, top, right, bottom = made.box
+        assert 0 <= left < right <= size[0]
+        assert 0 <= top < bottom <= size[1]
+        assert render(data, wanted, numbers).shape == (32, 48, 3)
+
+
+def test_a_view_that_flips_does_so_half_of_the_time_and_interpolates_both_ways():
+    wanted = view(crop="zoom_center", interpolation="random", flip=True)
+    plans = [plan(wanted, (100, 100), numbers) for numbers in numbers_for(wanted, 2000)]
+    assert np.mean([p.flip for p in plans]) == pytest.approx(0.5, abs=0.04)
+    assert np.mean([p.interpolation == "bicubic" for p in plans]) == pytest.approx(0.5, abs=0.04)
+    assert not any(plan(replace(wanted, flip=False), (100, 100), n).flip for n in numbers_for(wanted, 50))
+
+
+def test_two_views_of_a_sample_are_cropped_independently():
+    wanted = view(crop="random_resized")
+    keys = Keys.of(0, 0, 5)
+    assert not np.array_equal(draw_numbers(wanted, "first", keys), draw_numbers(wanted, "second", keys))
+
+
+def test_png_and_its_ppm_give_the_same_view(picture, encode):
+    image = picture(80, 60)
+    wanted = view(crop="zoom_center")
+    numbers = numbers_for(wanted, 1)[0]
+    assert np.array_equal(*(render(encode(image, kind), wanted, numbers) for kind in ("PNG", "PPM")))
+    assert Image.open(io.BytesIO(encode(image, "PPM"))).size == (80, 60)

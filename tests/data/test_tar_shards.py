@@ -1,0 +1,174 @@
+"""Tar shards: random access through an index, the same samples as a folder, broken archives told apart."""
+
+import json
+import os
+import pickle
+import tarfile
+
+import pytest
+
+from locfast.data.sources import TarShards, open_source
+from locfast.data.sources.tar_index import cached_index_path, index_path
+from locfast.data.sources.tar_shards import expand
+from locfast.errors import UserError
+
+
+def refused(spec) -> str:
+    with pytest.raises(UserError) as error:
+        open_source(str(spec))
+    return str(error.value)
+
+
+@pytest.fixture
+def shards(tmp_path, folder, write_tar):
+    """The 20 images of a folder in 4 shards of 5, and that folder."""
+    root, out = folder(20), tmp_path / "shards"
+    out.mkdir()
+    files = sorted(root.iterdir())
+    for i in range(4):
+        members = {f"{file.stem}.jpg": file.read_bytes() for file in files[5 * i : 5 * i + 5]}
+        write_tar(out / f"shard-{i:03}.tar", members)
+    return root, out
+
+
+@pytest.mark.parametrize("spec", ["", "/shard-{000..003}.tar", "/*.tar", "/shard-00{0,1,2,3}.tar"])
+def test_shards_hold_the_bytes_of_the_folder(shards, spec):
+    root, out = shards
+    folder, tar = open_source(str(root)), open_source(f"{out}{spec}")
+    assert isinstance(tar, TarShards)
+    assert len(tar) == len(folder) == 20
+    for i in (19, 0, 7, 5, 4):
+        assert tar.read(i).image == folder.read(i).image
+    assert tar.name(6) == f"{out}/shard-001.tar/006"
+
+
+def test_one_shard_is_a_source(shards):
+    assert len(open_source(f"{shards[1]}/shard-002.tar")) == 5
+
+
+def test_members_of_a_key_are_one_sample(tmp_path, jpeg, write_tar):
+    regions = [{"box": [1, 2, 3, 4], "text": "a cat"}]
+    members = {
+        "train/000.txt": "ein Bär".encode(),
+        "train/000.jpg": jpeg(seed=0),
+        "train/000.json": json.dumps(regions).encode(),
+        "train/000.cls": b"7",
+        "train/000.seg.png": b"map",
+        "train/001.photo.jpg": jpeg(seed=2),
+        "train/001.JPG": jpeg(seed=1),
+        "train/002.txt": b"a text without an image",
+        "val/000.png": jpeg(seed=3),
+        "__MACOSX/._000.jpg": b"junk",
+    }
+    source = TarShards([write_tar(tmp_path / "a.tar", members)])
+    assert [source.name(i).split(".tar/")[1] for i in range(len(source))] == ["train/000", "train/001", "val/000"]
+    first, second, third = (source.read(i) for i in range(3))
+    assert (first.image, first.text, first.regions, first.label_map) == (jpeg(seed=0), "ein Bär", regions, b"map")
+    assert (second.image, second.text, second.regions, second.label_map) == (jpeg(seed=1), None, None, None)
+    assert third.image == jpeg(seed=3)
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_of_either_tar_format_are_read(tmp_path, jpeg, format):
+    name = "folder/" + "x" * 180 + "ü.jpg"
+    (tmp_path / "image.jpg").write_bytes(jpeg())
+    with tarfile.open(tmp_path / "a.tar", "w", format=format) as tar:
+        tar.add(tmp_path / "image.jpg", arcname=name)
+    source = TarShards([tmp_path / "a.tar"])
+    assert source.name(0).endswith("xü")
+    assert source.read(0).image == jpeg()
+
+
+def test_the_index_lies_beside_its_shard_and_is_used(shards):
+    _, out = shards
+    open_source(str(out))
+    index = index_path(out / "shard-000.tar")
+    assert index.is_file()
+    before = index.stat().st_mtime_ns
+    assert len(open_source(str(out))) == 20
+    assert index.stat().st_mtime_ns == before
+    assert not [name for name in os.listdir(out) if name.endswith(".tmp")]
+
+
+def test_a_shard_that_changed_is_indexed_again(shards, jpeg, write_tar):
+    _, out = shards
+    open_source(str(out))
+    write_tar(out / "shard-000.tar", {"new.jpg": jpeg(90, 90, 5)})
+    source = open_source(str(out))
+    assert len(source) == 16
+    assert source.read(0).image == jpeg(90, 90, 5)
+
+
+@pytest.mark.parametrize("spoilt", [b"", b"nonsense", b"PK\x03\x04 half a zip"])
+def test_a_damaged_index_is_made_again(shards, spoilt):
+    _, out = shards
+    open_source(str(out))
+    index_path(out / "shard-000.tar").write_bytes(spoilt)
+    assert len(open_source(str(out))) == 20
+    assert index_path(out / "shard-000.tar").stat().st_size > 100
+
+
+def test_where_a_shards_folder_takes_no_file_the_index_goes_to_the_cache(shards, tmp_path, monkeypatch):
+    """A folder in the place of the index file refuses it as a read-only folder would, also for root."""
+    _, out = shards
+    shard = out / "shard-000.tar"
+    index_path(shard).mkdir()
+    monkeypatch.setenv("LOCFAST_CACHE", str(tmp_path / "cache"))
+    assert len(open_source(str(shard))) == 5
+    assert cached_index_path(shard).is_file()
+    assert cached_index_path(shard).is_relative_to(tmp_path / "cache")
+    assert len(open_source(str(shard))) == 5
+
+
+def test_many_shards_are_read_with_few_open_files(tmp_path, jpeg, write_tar, monkeypatch):
+    monkeypatch.setattr("locfast.data.sources.tar_shards.OPEN_SHARDS", 3)
+    source = TarShards([write_tar(tmp_path / f"{i}.tar", {"a.jpg": jpeg(seed=i)}) for i in range(8)])
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        for i in range(8):
+            assert source.read(i).image == jpeg(seed=i)
+    assert len(os.listdir("/proc/self/fd")) - before <= 3
+
+
+def test_a_pickled_source_opens_its_shards_itself(shards):
+    source = open_source(str(shards[1]))
+    image = source.read(3).image
+    assert pickle.loads(pickle.dumps(source)).read(3).image == image
+
+
+def test_patterns_name_every_shard():
+    assert [str(p) for p in expand("a/s-{08..11}.tar")] == [f"a/s-{i}.tar" for i in ("08", "09", "10", "11")]
+    assert [str(p) for p in expand("{x,y}-{1..2}.tar")] == ["x-1.tar", "x-2.tar", "y-1.tar", "y-2.tar"]
+
+
+def test_mistakes_are_told_apart(shards, tmp_path, write_tar):
+    _, out = shards
+    assert "cannot be opened" in refused(f"{out}/shard-{{000..004}}.tar")
+    assert "no file that fits" in refused(f"{out}/other-*.tar")
+    assert "runs down" in refused(f"{out}/shard-{{003..000}}.tar")
+    assert "neither a range nor a choice" in refused(f"{out}/shard-{{000-003}}.tar")
+    assert "without its partner" in refused(f"{out}/shard-{{000..003.tar")
+    assert "no image in any" in refused(write_tar(tmp_path / "text.tar", {"a.txt": b"text"}))
+    assert "compressed" in refused(write_tar(tmp_path / "packed.tar", {"a.txt": b"text"}, "w:gz"))
+    (tmp_path / "no.tar").write_bytes(b"this is no archive" * 100)
+    assert "no tar archive" in refused(tmp_path / "no.tar")
+    (tmp_path / "empty.tar").write_bytes(b"")
+    assert "empty.tar" in refused(tmp_path / "empty.tar")
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.5, 0.93])
+def test_a_truncated_shard_is_refused(shards, cut):
+    shard = shards[1] / "shard-000.tar"
+    os.truncate(shard, int(shard.stat().st_size * cut) // 512 * 512)
+    message = refused(shard)
+    assert "broken archive" in message or "no tar archive" in message
+
+
+def test_damage_in_the_middle_of_a_shard_is_refused(shards):
+    shard = shards[1] / "shard-000.tar"
+    with tarfile.open(shard) as tar:
+        third = tar.getmembers()[2].offset
+    with open(shard, "r+b") as file:
+        file.seek(third)
+        file.write(b"\xaa" * 512)
+    assert f"byte {third} starts no member" in refused(shard)
