@@ -1,4 +1,4 @@
-"""Which dataclass holds a method's own fields, by method name. Standard library only."""
+"""Which methods there are, and which dataclass holds a method's own fields. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from locfast.config.base import MethodConfig, TrainConfig
 from locfast.errors import UserError, suggest
 
 METHODS: dict[str, tuple[str, str]] = {
-    "maskembed": ("locfast.config.maskembed", "MaskEmbedConfig"),
+    "maskembed": ("locfast.config.maskembed:MaskEmbedConfig", "locfast.methods.maskembed:MaskEmbed"),
 }
-"""Method name -> (module, class name) of its config."""
+"""Method name -> where its config class and its own class are, as module:name."""
+
+
+def find_class(place: str) -> type:
+    """The class at `module:name`."""
+    module, name = place.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def method_config_class(name: str) -> type[MethodConfig]:
     """The config dataclass of method `name`; UserError with the nearest name when there is none."""
     if name not in METHODS:
         raise UserError(f"--method {name}: no such method{suggest(name, METHODS) or '.'} Known: {', '.join(METHODS)}.")
-    module, attribute = METHODS[name]
-    return getattr(importlib.import_module(module), attribute)
+    return find_class(METHODS[name][0])
 
 
 def run_config_class(name: str) -> type[TrainConfig]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
-from locfast.errors import UserError, suggest
+from locfast.config.registry import METHODS, find_class, method_config_class
 
 if TYPE_CHECKING:
     from locfast.methods.base import Method
-
-METHODS = {"maskembed": ("locfast.methods.maskembed", "MaskEmbed")}
 
 
 def create_method(
@@ -27,10 +24,8 @@ def create_method(
     Raises:
         UserError: no such method, or the method cannot use the model.
     """
-    if name not in METHODS:
-        raise UserError(f"there is no method '{name}'{suggest(name, METHODS)} Known: {', '.join(METHODS)}")
-    module, class_name = METHODS[name]
-    method: Method = getattr(importlib.import_module(module), class_name)(
+    method_config_class(name)  # refuses unknown names
+    method: Method = find_class(METHODS[name][1])(
         config, model=model, pretrained=pretrained, image_size=image_size, seed=seed
     )
     return method

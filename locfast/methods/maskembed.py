@@ -59,7 +59,7 @@ class MaskEmbed(Method):
         self.teacher = load_backbone(model, pretrained, seed=seed, image_size=image_size).requires_grad_(False)
         if config.target == "last_cls" and self.teacher.num_prefix_tokens == 0:
             raise UserError(
-                f"target last_cls was asked for, but {model} has no CLS token; use --maskembed.target penultimate or last"
+                f"target last_cls was asked for, but {model} has no CLS token; use --maskembed.target penultimate"
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -85,7 +85,7 @@ class MaskEmbed(Method):
         return PooledDecoder(average=self.config.decoder == "average")
 
     def forward(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
-        """Equation 1: the squared distance of h(m(g(x))) from f(m(x)), the mean over images, views, tokens and width."""
+        """Equation 1: the squared distance of h(m(g(x))) from f(m(x)), the mean over images, views, tokens, width."""
         images = mix_images(batch["views"][IMAGE], draw.mix)
         target = self.target(images, draw.visible) * self.target_scale
         embeddings = self.head(self.encoder.forward_features(images, self.config.softcap, self.checkpointing))
@@ -96,9 +96,9 @@ class MaskEmbed(Method):
 
     @torch.no_grad()
     def target(self, images: Tensor, visible: Tensor) -> Tensor:
-        """What the teacher makes of every masked view, unscaled: images [B, 3, H, W], visible [B, V, N] -> [B, V, T, C].
+        """What the teacher makes of every masked view, before scaling.
 
-        T is 1, the CLS token, for target last_cls.
+        images [B, 3, H, W], visible [B, V, N] bool  ->  [B, V, T, C]; T is 1, the CLS token, for target last_cls.
         """
         stop = self.teacher.depth - (self.config.target == "penultimate")
         features = self.teacher.masked_features(images, visible, stop=stop)

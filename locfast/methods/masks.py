@@ -11,7 +11,7 @@ from torch import Tensor
 
 from locfast.random import Keys, randint, uniform
 
-# BEiT's rectangles: area at least 16 patches, aspect log-uniform between these (BEiT, appendix; the paper's section B.1).
+# BEiT's rectangles: area at least 16 patches, aspect log-uniform between these (BEiT; the paper's section B.1).
 SMALLEST_BLOCK = 16
 LEAST_ASPECT, LARGEST_ASPECT = 0.3, 1 / 0.3
 MOST_BLOCKS = 64

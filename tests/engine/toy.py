@@ -16,15 +16,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-import locfast.methods
 from locfast.config import registry
 from locfast.config.base import MethodConfig, TrainConfig
 from locfast.data.spec import ImageSpec, View
 from locfast.methods.base import Batch, Method
 from locfast.random import Keys, uniform
 
-registry.METHODS["toy"] = (__name__, "ToyConfig")
-locfast.methods.METHODS["toy"] = (__name__, "Toy")
+registry.METHODS["toy"] = (f"{__name__}:ToyConfig", f"{__name__}:Toy")
 
 SIDE = 8
 MODELS = {"small": 16, "large": 24}
