@@ -1,0 +1,41 @@
+"""The published recipes: files that a user can read, and that the config can."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+
+from locfast.config.files import from_dict, read_recipe, recipe_names
+from locfast.config.registry import run_config_class
+
+PUBLISHED = [name for name in recipe_names() if name != "demo"]
+UNCAPPED = {"beit_b16", "beitv2_b16", "eva02_b16"}
+FIFTY_EPOCHS = {"mocov3_b16", "mae_b16", "dino_b16"}
+LARGE = {"in1k_l16", "clip_l14", "clip_l14_336", "siglip_so400m_224", "siglip_so400m_384"}
+
+
+def config_of(name: str):
+    values = read_recipe(name)
+    return from_dict(run_config_class(values["method"]), values, name)
+
+
+def test_there_is_a_recipe_for_each_of_the_papers_backbones() -> None:
+    assert len(PUBLISHED) == 19
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipe_follows_table_six(name: str) -> None:
+    config = config_of(name)
+    assert config.batch_size == 1024
+    assert config.lr == (2e-4 if name in LARGE else 3e-4)
+    assert (config.epochs, config.maskembed.optim.warmup_epochs) == ((50, 1) if name in FIFTY_EPOCHS else (5, 0))
+    assert config.maskembed.softcap == (None if name in UNCAPPED else 30.0)
+    assert 1024 % (4 * config.micro_batch) == 0
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "mocov3_b16"])
+def test_recipe_names_weights_that_timm_can_fetch(name: str) -> None:
+    model = config_of(name).model
+    architecture, _, tag = model.partition(".")
+    assert tag and timm.models.get_pretrained_cfg(model) is not None
+    assert architecture in timm.list_models()
