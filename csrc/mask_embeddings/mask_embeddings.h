@@ -1,6 +1,7 @@
 // Masking of patch embeddings: the arithmetic of one element, shared by CUDA and CPU, and the CUDA launchers.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #if defined(__CUDACC__)
@@ -37,7 +38,8 @@ inline int64_t batch_parts(const Shape& shape) {
   constexpr int64_t kWantedThreads = 132 * 2048;
   const int64_t threads_per_part = shape.tokens() * ((shape.width + 7) / 8);
   const int64_t parts = (kWantedThreads + threads_per_part - 1) / threads_per_part;
-  return parts < 1 ? 1 : (parts > shape.batch ? shape.batch : parts);
+  constexpr int64_t kMostBlocks = 65535;  // CUDA's limit on a grid's second axis
+  return std::min({parts, shape.batch, kMostBlocks});
 }
 
 // Images in part `part`: [first_image(part), first_image(part + 1)).

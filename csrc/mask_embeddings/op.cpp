@@ -6,7 +6,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
-#include <utility>
+#include <type_traits>
 #include <vector>
 
 #include "mask_embeddings.h"

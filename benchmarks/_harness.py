@@ -1,0 +1,175 @@
+"""Measure, after checking: medians with percentiles, percent of a ceiling measured in the same run, peak memory.
+
+A benchmark script builds a `Bench`, and calls `measure` for each implementation. Rows are printed and written as they
+come, so an interrupted run keeps what it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # python benchmarks/x.py, without an install
+
+import torch
+from _results import RESULTS, Measurement, Row, commit, sources_hash
+from torch import Tensor
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """--out, --device and --budget, which every benchmark understands."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for <gpu>/<benchmark>.json")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which nothing new starts")
+    return parser.parse_args()
+
+
+class Bench:
+    """One benchmark on one device. On a CPU it is a smoke test: three repeats, no claim."""
+
+    def __init__(self, name: str, ops: Sequence[str], args: argparse.Namespace):
+        self.device, self.out = torch.device(args.device), args.out
+        self.deadline = time.monotonic() + args.budget
+        self.missed: list[str] = []
+        head, dirty = commit()
+        self.result = Measurement(
+            benchmark=name,
+            machine=machine(self.device),
+            sources={op: sources_hash(op) for op in ops},
+            commit=head,
+            dirty=dirty,
+            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        self.result.ceilings = ceilings(self.device)
+        print(" | ".join(f"{key} {value}" for key, value in self.result.machine.items()))
+        measured = " | ".join(f"{value:.0f} {unit}" for unit, value in self.result.ceilings.items())
+        print(f"ceilings measured now: {measured}" if measured else "a smoke test: no ceiling, no claim")
+        print(f"{'case':<34} {'direction':<9} {'who':<16} {'ms':>8} {'p20':>8} {'p80':>8} {'rate':>14} {'%':>4} MiB")
+
+    @property
+    def smoke(self) -> bool:
+        return self.device.type == "cpu"
+
+    def measure(
+        self,
+        case: str,
+        direction: str,
+        who: str,
+        run: Callable[[], object],
+        check: Callable[[], None],
+        *,
+        amount: float,
+        unit: str,
+    ) -> None:
+        """Time `run` once `check` has passed. `amount`: bytes for GB/s, FLOPs for TFLOP/s, of one run.
+
+        An implementation that raises, in its check or in its run, gets a row that says so and no time.
+        """
+        row = Row(case, direction, who, unit=unit)
+        if time.monotonic() > self.deadline:
+            self.missed.append(f"{case}, {direction}, {who}")
+            return
+        try:
+            check()
+            row.peak_mib = peak_memory(run, self.device)
+            row.ms, row.ms_p20, row.ms_p80 = time_ms(run, self.device)
+        except AssertionError as error:
+            row.note = f"refused, result is wrong: {error}".splitlines()[0]
+        except Exception as error:  # a peer may fail in any way; the table tells, and the others are still measured
+            row.note = f"did not run: {type(error).__name__}: {error}".splitlines()[0]
+        if row.ms is not None:
+            row.rate = amount / row.ms / {"GB/s": 1e6, "TFLOP/s": 1e9}[unit]
+            row.percent = 100 * row.rate / self.result.ceilings[unit] if unit in self.result.ceilings else None
+        self.result.rows.append(row)
+        self.result.write(self.out)
+        print(_line(row), flush=True)
+
+    def finish(self) -> None:
+        """Say where the table lies and what the budget left out."""
+        if self.result.rows:
+            print(f"written to {self.result.write(self.out)}")
+        for missed in self.missed:
+            print(f"not reached: {missed}")
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What the figures depend on: device, driver, versions."""
+    found = {"gpu": "cpu", "torch": torch.__version__, "python": platform.python_version()}
+    if device.type == "cuda":
+        query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"]
+        try:
+            smi = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+        except (OSError, subprocess.CalledProcessError):
+            smi = ["unknown"]
+        import triton
+
+        found["gpu"] = torch.cuda.get_device_name(device)
+        found["cuda"] = str(torch.version.cuda)
+        found["triton"] = triton.__version__
+        found["driver, max clock, power limit"] = smi[device.index or 0]
+    return found
+
+
+def time_ms(run: Callable[[], object], device: torch.device) -> tuple[float, float, float]:
+    """Median, 20th and 80th percentile in ms. On a GPU with a cold L2 cache before each repeat."""
+    if device.type == "cuda":
+        from triton.testing import do_bench
+
+        median, low, high = do_bench(run, quantiles=[0.5, 0.2, 0.8])
+        return median, low, high
+    run()
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run()
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times), min(times), max(times)
+
+
+def peak_memory(run: Callable[[], object], device: torch.device) -> float | None:
+    """MiB allocated at the peak of one run beyond what was there before; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    run()
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
+def ceilings(device: torch.device) -> dict[str, float]:
+    """A GPU's rates now: GB/s of a large copy (read and written), TFLOP/s of a large bf16 matmul. None for a CPU."""
+    if device.type != "cuda":
+        return {}
+    source = torch.randn(2**28, device=device)
+    target = torch.empty_like(source)
+    copy, _, _ = time_ms(lambda: target.copy_(source), device)
+    size = 8192
+    a, b = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
+    matmul, _, _ = time_ms(lambda: a @ b, device)
+    return {"GB/s": 2 * source.nbytes / copy / 1e6, "TFLOP/s": 2 * size**3 / matmul / 1e9}
+
+
+def num_bytes(*tensors: Tensor) -> int:
+    """Bytes of all tensors together."""
+    return sum(t.nbytes for t in tensors)
+
+
+def _line(row: Row) -> str:
+    head = f"{row.case:<34} {row.direction:<9} {row.who:<16} "
+    if row.ms is None:
+        return head + row.note
+    peak = "" if row.peak_mib is None else f" {row.peak_mib:.0f}"
+    rate = f"{row.rate:.1f} {row.unit}"
+    percent = "" if row.percent is None else f"{row.percent:.0f}"
+    return head + f"{row.ms:8.3f} {row.ms_p20:8.3f} {row.ms_p80:8.3f} {rate:>14} {percent:>4}{peak}"

@@ -1,0 +1,74 @@
+"""Everything worth knowing on a GPU, in a fixed order of worth, within a budget of seconds.
+
+Parity tests come first: a benchmark of an op whose tests fail would refuse to time it anyway. Each step's outcome is
+appended to DIR/suite.jsonl as it ends, each table row is written as it is measured, and what the budget did not reach
+is listed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from _results import RESULTS, ROOT
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    command: tuple[str, ...]
+    takes_options: bool = True
+    """Whether the command understands --out and --budget."""
+
+
+STEPS = (
+    Step("parity", ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels"), takes_options=False),
+    Step("mask_embeddings", ("benchmarks/mask_embeddings.py",)),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--only", nargs="+", choices=[step.name for step in STEPS], help="these steps alone")
+    parser.add_argument("--budget", type=float, default=480, help="seconds in all (default 480)")
+    args = parser.parse_args()
+    failed = run([step for step in STEPS if args.only is None or step.name in args.only], args.out, args.budget)
+    sys.exit(1 if failed else 0)
+
+
+def run(steps: list[Step], out: Path, budget: float) -> list[str]:
+    """Run the steps; return the names of those that failed. Steps that the budget did not reach are not failures."""
+    deadline = time.monotonic() + budget
+    out.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for step in steps:
+        left = deadline - time.monotonic()
+        outcome, seconds = "not reached", 0.0
+        if left > 0:
+            print(f"== {step.name} ({left:.0f} s left)", flush=True)
+            command = [sys.executable, *step.command]
+            if step.takes_options:
+                command += ["--out", str(out.resolve()), "--budget", f"{left:.0f}"]
+            start = time.monotonic()
+            try:
+                code = subprocess.run(command, cwd=ROOT, timeout=left).returncode
+                outcome = "passed" if code == 0 else f"failed with exit code {code}"
+            except subprocess.TimeoutExpired:
+                outcome = "cut off by the budget"
+            seconds = time.monotonic() - start
+        if outcome.startswith("failed"):
+            failed.append(step.name)
+        with (out / "suite.jsonl").open("a") as lines:
+            lines.write(json.dumps({"step": step.name, "outcome": outcome, "seconds": round(seconds, 1)}) + "\n")
+        print(f"== {step.name}: {outcome} after {seconds:.0f} s", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    main()

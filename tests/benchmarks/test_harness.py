@@ -1,0 +1,83 @@
+import argparse
+import json
+import sys
+
+import pytest
+import torch
+from _harness import Bench
+
+ARGUMENTS = {"device": "cpu", "budget": float("inf")}
+
+
+@pytest.fixture
+def bench(tmp_path) -> Bench:
+    return Bench("some_question", ["mask_embeddings"], argparse.Namespace(out=tmp_path, **ARGUMENTS))
+
+
+def written(bench: Bench) -> dict:
+    (path,) = bench.out.glob("cpu/*.json")
+    return json.loads(path.read_text())
+
+
+def test_a_wrong_kernel_is_refused_and_never_run(bench):
+    def check():
+        raise AssertionError("output: largest error 1, allowed 0.1")
+
+    bench.measure("case", "forward", "wrong", lambda: pytest.fail("it was run"), check, amount=1, unit="GB/s")
+    (row,) = written(bench)["rows"]
+    assert row["ms"] is None
+    assert "refused" in row["note"]
+    assert "largest error 1" in row["note"]
+
+
+def test_a_peer_that_fails_leaves_a_row_and_the_others_go_on(bench):
+    def fail():
+        raise RuntimeError("no such library")
+
+    bench.measure("case", "forward", "peer", fail, lambda: None, amount=1, unit="GB/s")
+    bench.measure("case", "forward", "ours", lambda: None, lambda: None, amount=1, unit="GB/s")
+    peer, ours = written(bench)["rows"]
+    assert "no such library" in peer["note"]
+    assert ours["ms"] >= 0
+
+
+def test_rate_is_the_amount_over_the_median(bench):
+    x = torch.zeros(1000)
+    bench.measure("case", "forward", "ours", lambda: x + 1, lambda: None, amount=8e6, unit="GB/s")
+    (row,) = written(bench)["rows"]
+    assert row["rate"] == pytest.approx(8e6 / (row["ms"] * 1e-3) / 1e9)
+    assert row["ms_p20"] <= row["ms"] <= row["ms_p80"]
+
+
+def test_rows_are_on_disk_before_the_next_is_measured(bench):
+    bench.measure("case", "forward", "first", lambda: None, lambda: None, amount=1, unit="GB/s")
+    seen = []
+    bench.measure("case", "forward", "second", lambda: seen.append(written(bench)), lambda: None, amount=1, unit="GB/s")
+    assert [row["who"] for row in seen[0]["rows"]] == ["first"]
+
+
+def test_nothing_starts_after_the_budget_and_it_is_listed(bench, capsys):
+    bench.deadline = 0
+    bench.measure("case", "forward", "late", lambda: pytest.fail("it was run"), lambda: None, amount=1, unit="GB/s")
+    bench.finish()
+    assert "not reached: case, forward, late" in capsys.readouterr().out
+
+
+def test_measurement_names_what_it_was_made_on(bench):
+    bench.measure("case", "forward", "ours", lambda: None, lambda: None, amount=1, unit="GB/s")
+    result = written(bench)
+    assert result["machine"]["torch"] == torch.__version__
+    assert set(result) >= {"commit", "dirty", "date", "sources", "ceilings", "schema"}
+    assert len(result["sources"]["mask_embeddings"]) == 16
+
+
+def test_mask_embeddings_runs_as_a_smoke_test_on_the_cpu(tmp_path, monkeypatch, capsys):
+    import mask_embeddings
+
+    monkeypatch.setattr(sys, "argv", ["mask_embeddings.py", "--device", "cpu", "--out", str(tmp_path)])
+    mask_embeddings.main()
+    rows = json.loads((tmp_path / "cpu" / "mask_embeddings.json").read_text())["rows"]
+    eager = [row for row in rows if row["who"] == "eager"]
+    assert [row["direction"] for row in eager] == ["forward", "backward"]
+    assert all(row["ms"] > 0 for row in eager)
+    assert not [row for row in rows if "refused" in row["note"]]
