@@ -65,9 +65,13 @@ def _from_timm(name: str, pretrained: bool, model_args: dict[str, Any]) -> Any:
         raise UserError(
             f"--model {name} with {model_args}: timm does not take these arguments ({error}). Leave them out."
         ) from error
-    except Exception as error:  # the hub raises OSError, HTTP errors, its own; a config without weights RuntimeError
-        if not pretrained and not name.startswith(("hf-hub:", "hf_hub:")):
-            raise
+    except RuntimeError as error:  # a name that has no weights; a hub config that timm cannot build
+        raise UserError(
+            f"--model {name}: timm {timm.__version__} cannot make it ({_first_line(error)}). Choose another tag "
+            f"of it (timm.list_pretrained('{name.partition('.')[0]}*')), or start from random weights with "
+            "--no-pretrained."
+        ) from error
+    except Exception as error:  # the hub has errors of many kinds: OSError, its HTTP client's, ValueError for names
         raise UserError(
             f"--model {name}: its files could not be fetched ({type(error).__name__}: {_first_line(error)}). Either "
             "there is no network, or the hub has no such model. Check the name at huggingface.co; without a network "
@@ -187,8 +191,8 @@ def _check_registered(name: str) -> None:
 def _warn_of_activation(name: str, model: Any) -> None:
     """timm loads some QuickGELU weights into a GELU model of the same name; say which name has the right one."""
     notes = " ".join(model.pretrained_cfg.get("notes") or ())
-    if "QuickGELU" in notes and "quickgelu" not in name:
-        better = name.replace("_clip_", "_clip_quickgelu_")
+    better = name.replace("_clip_", "_clip_quickgelu_")
+    if "QuickGELU" in notes and "quickgelu" not in name and better in timm.list_pretrained():
         log.warning("%s was trained with QuickGELU, but this name runs it with GELU; you may want %s", name, better)
 
 
