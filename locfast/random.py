@@ -67,9 +67,9 @@ with 4 to 8 rounds, no longer with 10."""
 def permute(position: Tensor, size: int, seed: int, epoch: int | Tensor, stream: str = "order") -> Tensor:
     """Where a keyed pseudo-random permutation of 0 .. size - 1 sends each `position`, in O(1) memory and time.
 
-    A Feistel network on the digits (left, right) of a number in a mixed base, rows x columns >= size with hardly a place
-    to spare: round by round, one digit is shifted by a keyed function of the other. The few values outside the range
-    are sent through again (cycle walking), which keeps it a bijection. position [M] int64 -> [M] int64; every epoch
+    A Feistel network on the digits (left, right) of a number in a mixed base, rows x columns >= size with hardly a
+    place to spare: round by round, one digit is shifted by a keyed function of the other. Values outside the range are
+    sent through again (cycle walking), which keeps it a bijection. position [M] int64 -> [M] int64; every epoch
     (one for all, or [M] int64) and every stream has a permutation of its own.
     """
     rows = math.isqrt(size - 1) + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -133,7 +134,7 @@ class Loader:
     def _next(self, dones: Iterator[Done]) -> Done | None:
         try:
             return next(dones, None)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:
             raise explain_dead_worker(error) or error from None
 
     def _batch(self, parts: list[Done]) -> Batch:
@@ -163,8 +164,10 @@ class Loader:
 
     def _report(self, done: Done) -> None:
         """Count and name what a job could not read, once its batch is handed out: so workers change nothing."""
-        self.replaced.count += len({place for place, _, _ in done.unreadable}) - bool(done.hopeless)
-        for _, name, reason in done.unreadable:
+        counted = -1
+        for place, name, reason in done.unreadable:
+            self.replaced.count += place != counted
+            counted = place
             if name not in self.replaced.names:
                 self.replaced.names[name] = reason
                 log.warning(
@@ -181,16 +184,19 @@ def default_workers() -> int:
     return max(1, min(16, len(os.sched_getaffinity(0)) // ranks - 1))
 
 
-def explain_dead_worker(error: RuntimeError) -> UserError | None:
-    """What to tell the user when `error` is torch's word that a worker process died; None for any other error.
+def explain_dead_worker(error: Exception) -> UserError | None:
+    """What to tell the user when `error` is the sign that a worker process died; None for any other error.
 
-    torch raises it wherever the main thread happens to be, so a training loop may see it outside of the loader.
+    torch raises a RuntimeError wherever the main thread happens to be, so a training loop may see it outside of the
+    loader. Inside, fetching a tensor that a dead process had shared fails with an error of its connection.
     """
-    if "DataLoader worker (pid" not in str(error):
+    lost = isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
+    if not lost and "DataLoader worker (pid" not in str(error):
         return None
+    multiprocessing.active_children()  # reaps the dead one; torch would raise again at the end of every other worker
     return UserError(
-        f"asked for the next batch, found that a decoding process had died ({str(error).splitlines()[0]}); most often "
-        "the machine ran out of memory or of shared memory (df -h /dev/shm): try fewer --workers, or --workers 0"
+        f"asked for the next batch, found that a decoding process had died ({error}); most often the "
+        "machine ran out of memory or of shared memory (df -h /dev/shm): try fewer --workers, or --workers 0"
     )
 
 

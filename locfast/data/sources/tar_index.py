@@ -65,7 +65,7 @@ def load_index(shard: Path) -> TarIndex:
 
 def _read(path: Path, stamp: np.ndarray) -> TarIndex | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             if not np.array_equal(file["stamp"], stamp):
                 return None
             keys = json.loads(file["keys"].tobytes().decode("utf-8", "surrogateescape"))
