@@ -29,7 +29,7 @@ COLORS = {
 }
 PAIRS = tuple((body, core) for body in range(len(COLORS)) for core in range(len(COLORS)) if body != core)
 CLASSES = ("unlabeled", *(f"{tuple(COLORS)[core]} in {tuple(COLORS)[body]}" for body, core in PAIRS))
-"""Class names by id. 0 is the ground, as in COCO-Stuff maps shifted by one (the probe of the locality alignment paper)."""
+"""Class names by id. 0 is the ground, as in COCO-Stuff maps shifted by one (the paper's probe)."""
 MIN_VISIBLE = 24
 """Pixels of a class that must be in sight for it to count as present in an image-level label."""
 
@@ -132,7 +132,7 @@ class SceneSource:
         return self.length
 
     def tensors(self, start: int, count: int) -> tuple[Tensor, Tensor]:
-        """Images [count, 3, SIZE, SIZE] and label maps [count, SIZE, SIZE], uint8, of a run of scenes of this source."""
+        """Images [count, 3, SIZE, SIZE] and label maps [count, SIZE, SIZE], uint8, of scenes in a row."""
         return render_scenes(scene_keys(self.seed, self.start + start, count), self.max_objects)
 
     def read(self, index: int) -> Record:

@@ -109,7 +109,7 @@ def save_teacher(model: nn.Module, folder: Path, config: dict[str, Any], trainin
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m locfast.demo.pretrain", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for config.json and model.safetensors")
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--width", type=int, default=96)
@@ -164,7 +164,6 @@ def main(arguments: list[str] | None = None) -> None:
             "images": step * args.batch_size,
             "supervision": "which classes are in the image (multi-label, binary cross-entropy on the CLS token)",
             "held_out": {"scenes": HELD_OUT, **{name: round(value, 4) for name, value in measured.items()}},
-            "seconds": round(seconds),
             "device": str(device),
             "torch": torch.__version__,
             "timm": timm.__version__,
