@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 from typing import Any
 
@@ -28,6 +29,7 @@ def method_config_class(name: str) -> type[MethodConfig]:
     return find_class(METHODS[name][0])
 
 
+@functools.cache
 def run_config_class(name: str) -> type[TrainConfig]:
     """TrainConfig and one more field, named like the method, that holds the method's own fields."""
     method_config = method_config_class(name)

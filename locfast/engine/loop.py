@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,9 +67,9 @@ class Trainer:
 
     def fit(self, start: int) -> None:
         """Train from step `start` to the end of the plan."""
-        batches = iter(self.loader.batches(self.plan.micro_batches(start)))
+        batches = self.loader.batches(self.plan.micro_batches(start))
         self.meter.start(start)
-        with self.display:
+        with self.display, closing(batches):  # type: ignore[type-var]  # a generator: closing it ends the workers
             self.display.advance(start)
             for step in range(start, self.plan.steps):
                 numbers = self.train_step(step, batches)

@@ -13,6 +13,8 @@ from locfast.config.base import OptimConfig
 from locfast.errors import UserError, suggest
 from locfast.methods.base import Method
 
+_GROUP = "group."
+
 
 def build_optimizer(method: Method, config: OptimConfig, lr: float) -> torch.optim.Optimizer:
     """The optimiser that `config` names. UserError for an unknown name or settings that it does not take."""
@@ -45,7 +47,10 @@ def state_tensors(optimizer: torch.optim.Optimizer, method: nn.Module) -> tuple[
     for number, entries in state["state"].items():
         for kind, value in entries.items():
             (tensors if isinstance(value, Tensor) else values)[f"{kind}/{names[number]}"] = value
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
+    groups: list[dict[str, Any]] = []
+    for number, group in enumerate(state["param_groups"]):  # LAMB counts its steps in a tensor of the group
+        tensors |= {f"{_GROUP}{number}/{k}": v for k, v in group.items() if isinstance(v, Tensor)}
+        groups.append({k: v for k, v in group.items() if k != "params" and not isinstance(v, Tensor)})
     return tensors, {"values": values, "groups": groups}
 
 
@@ -55,14 +60,16 @@ def load_state_tensors(
     """Put back what `state_tensors` gave."""
     numbers = {name: number for number, name in enumerate(_names(optimizer, method))}
     state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **plain["values"]}.items():
-        kind, name = key.split("/", 1)
-        state.setdefault(numbers[name], {})[kind] = value
-    template = optimizer.state_dict()["param_groups"]
     groups = [
         {**now, **{k: tuple(v) if isinstance(now.get(k), tuple) else v for k, v in then.items()}}
-        for now, then in zip(template, plain["groups"], strict=True)
+        for now, then in zip(optimizer.state_dict()["param_groups"], plain["groups"], strict=True)
     ]
+    for key, value in {**tensors, **plain["values"]}.items():
+        kind, name = key.split("/", 1)
+        if kind.startswith(_GROUP):
+            groups[int(kind.removeprefix(_GROUP))][name] = value
+        else:
+            state.setdefault(numbers[name], {})[kind] = value
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
