@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -119,8 +118,7 @@ def test_source_archive_runs_where_it_is_unpacked(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT / "csrc")}
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True, capture_output=True)
     (archive,) = tmp_path.glob("*.tar.gz")
-    with tarfile.open(archive) as tar:
-        tar.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(archive, tmp_path)
     use(tmp_path / "locfast-0.1.0", "auto")
 
 
