@@ -66,4 +66,4 @@ def _train(values: dict, output: str, environment: dict[str, str]) -> None:
     from locfast.cli import command
     from locfast.engine.run import train
 
-    command(lambda: train(from_dict(run_config_class("toy"), values, "the test")))()
+    command(lambda: train(from_dict(run_config_class(values["method"]), values, "the test")))()

@@ -1,0 +1,41 @@
+"""What holds for the engine's toy method holds for MaskEmbed on the demo's backbone and scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from locfast.config.base import TrainConfig
+from locfast.config.registry import make_config
+from locfast.engine.run import train
+from tests.engine.processes import finish, kill_when, start, start_ranks
+from tests.engine.test_loss_curve import RANKS_AGREE
+from tests.engine.toy import losses
+
+
+def _config(out: Path, **fields: object) -> TrainConfig:
+    few = {"data": "demo:12", "val": "none", "batch_size": 4, "steps": 4, "save_every": 1, "log_every": 1}
+    return make_config("maskembed", out=str(out), device="cpu", workers=0, **{**few, **fields})
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    return losses(train(_config(tmp_path_factory.mktemp("maskembed") / "run")))
+
+
+def test_maskembed_gives_the_same_curve_on_two_ranks_and_in_two_rounds(alone, tmp_path):
+    assert finish(*start_ranks(_config(tmp_path / "two"), tmp_path / "out", 2)) == [0, 0]
+    train(_config(tmp_path / "rounds", micro_batch=2))
+    assert len(alone) == 4
+    assert losses(tmp_path / "two") == pytest.approx(alone, rel=RANKS_AGREE)
+    assert losses(tmp_path / "rounds") == pytest.approx(alone, rel=RANKS_AGREE)
+
+
+def test_maskembed_killed_and_resumed_repeats_the_curve_bit_for_bit(alone, tmp_path):
+    run = tmp_path / "run"
+    process = start(_config(run), tmp_path / "out")
+    assert kill_when(process, lambda: len(losses(run)) >= 2)
+    assert 2 <= len(losses(run)) < 4
+    train(_config(run, resume=True))
+    assert losses(run) == alone
