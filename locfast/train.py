@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from locfast.cli import command, parse_train, peek
@@ -20,7 +21,9 @@ def main() -> None:
     else:
         from locfast.engine.run import train
 
-        train(config)
+        run = train(config)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"Plain timm weights: python -m locfast.export {run} --to timm")
 
 
 def _listed(argv: list[str]) -> bool:

@@ -43,6 +43,8 @@ class MaskEmbed(Method):
     """
 
     preparation_samples = 4096
+    target_scale: Tensor
+    """One over the targets' standard deviation; 1 before `prepare`."""
 
     def __init__(
         self,

@@ -5,6 +5,8 @@ Locality Alignment, section 3.2 and appendix C; the weak decoders are those of e
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from timm.layers import Mlp, SwiGLU
 from timm.models.vision_transformer import Block
@@ -35,7 +37,7 @@ class TransformerDecoder(nn.Module):
                 init_values=layer_scale,
                 act_layer=nn.SiLU if backbone.mlp_kind == "swiglu" else backbone.act_layer,
                 mlp_layer=SwiGLU if backbone.mlp_kind == "swiglu" else Mlp,
-                norm_layer=lambda dim, **kwargs: nn.LayerNorm(dim, eps=backbone.norm_eps, **kwargs),
+                norm_layer=partial(nn.LayerNorm, eps=backbone.norm_eps),  # type: ignore[arg-type]  # timm calls it
             )
             for _ in range(depth)
         )
