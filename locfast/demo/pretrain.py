@@ -2,8 +2,10 @@
 
 `python -m locfast.demo.pretrain --out locfast/demo/teacher` made the weights that locfast ships. Supervision is
 image-level and multi-label (binary cross-entropy on the CLS token), the way classifiers and CLIP are trained, with a
-curriculum from one object a scene to four. Every scene is new: no image is seen twice. The result is a folder that
-plain timm loads: `timm.create_model("local-dir:locfast/demo/teacher", pretrained=True)`.
+curriculum from one object a scene to four. Every scene is new: no image is seen twice. A second stage (`--start`,
+`--hide`) goes on with random patches hidden, under the labels of the whole scene, so that the model's answer to a
+masked image means something: locality alignment asks for that of its teacher (section 3.3). The result is a folder
+that plain timm loads: `timm.create_model("local-dir:locfast/demo/teacher", pretrained=True)`.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from locfast.data.scenes import CLASSES, MAX_OBJECTS, SIZE, present_classes, render_scenes, scene_keys
+from locfast.random import uniform
 
-MEAN, STD = 0.3, 0.3
+MEAN, STD, PATCH = 0.3, 0.3, 8
 TRAIN_STREAM, HELD_OUT_STREAM = 1000, 1001
 """Seeds of the scene streams that this script trains on and judges by; nothing else in locfast draws from them."""
 HELD_OUT = 2048
@@ -40,7 +43,7 @@ def model_config(width: int, depth: int) -> dict[str, Any]:
         "label_names": list(CLASSES[1:]),
         "model_args": {
             "img_size": SIZE,
-            "patch_size": 8,
+            "patch_size": PATCH,
             "embed_dim": width,
             "depth": depth,
             "num_heads": width // 32,
@@ -86,6 +89,16 @@ def evaluate(model: nn.Module, device: torch.device, scenes: int = HELD_OUT) -> 
     }
 
 
+def hide_patches(images: Tensor, start: int, most: float) -> Tensor:
+    """Set a share of the patches, uniform on 0 .. `most` for every image, to the mean colour: [B, 3, SIZE, SIZE]."""
+    batch, cells = len(images), SIZE // PATCH
+    keys = scene_keys(TRAIN_STREAM, start, batch, images.device)
+    share = uniform(keys, "pretrain.share", 1) * most
+    kept = uniform(keys, "pretrain.hide", cells * cells) >= share
+    pixels = kept.view(batch, 1, cells, cells).repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
+    return images * pixels
+
+
 def objects_at(fraction: float) -> int:
     """The curriculum: at most how many objects a scene has after this fraction of training."""
     return 1 + sum(fraction >= edge for edge in (0.04, 0.10, 0.20))
@@ -116,6 +129,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--depth", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--start", type=Path, help="go on from this teacher: its weights, four objects a scene")
+    parser.add_argument("--hide", type=float, default=0.0, help="hide up to this share of the patches of every image")
     parser.add_argument("--save-every", type=int, default=250, help="steps; a killed run goes on from the last one")
     asked = sys.argv[1:] if arguments is None else arguments
     args = parser.parse_args(asked)
@@ -124,6 +139,11 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     config = model_config(args.width, args.depth)
     model = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
+    first, stages = 0, []
+    if args.start is not None:
+        model.load_state_dict(load_file(args.start / "model.safetensors"))
+        earlier = json.loads((args.start / "config.json").read_text())["training"]
+        first, stages = earlier["images"], earlier["commands"]
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -136,8 +156,10 @@ def main(arguments: list[str] | None = None) -> None:
 
     started, total = time.monotonic() - seconds, 0.0
     while step < args.steps:
-        objects = objects_at(step / args.steps)
-        images, truth = batch_of(TRAIN_STREAM, step * args.batch_size, args.batch_size, objects, device)
+        objects = objects_at(step / args.steps) if args.start is None else MAX_OBJECTS
+        position = first + step * args.batch_size
+        images, truth = batch_of(TRAIN_STREAM, position, args.batch_size, objects, device)
+        images = hide_patches(images, position, args.hide) if args.hide else images
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, args.steps, args.lr)
         loss = nn.functional.binary_cross_entropy_with_logits(model(images), truth)
@@ -158,10 +180,10 @@ def main(arguments: list[str] | None = None) -> None:
         )
         total = 0.0
         training = {
-            "command": "python -m locfast.demo.pretrain " + " ".join(asked),
+            "commands": [*stages, "python -m locfast.demo.pretrain " + " ".join(asked)],
             "seed": args.seed,
             "steps": step,
-            "images": step * args.batch_size,
+            "images": first + step * args.batch_size,
             "supervision": "which classes are in the image (multi-label, binary cross-entropy on the CLS token)",
             "held_out": {"scenes": HELD_OUT, **{name: round(value, 4) for name, value in measured.items()}},
             "device": str(device),

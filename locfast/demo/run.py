@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class DemoProbe:
     train: int = 1536
     validation: int = 512
     test: int = 2048
-    heads: ProbeConfig = ProbeConfig(lr=3e-3, batch_size=64, patience=2)
+    heads: ProbeConfig = field(default_factory=lambda: ProbeConfig(lr=3e-3, batch_size=64, patience=2))
 
     def splits(self, seed: int, size: tuple[int, int]) -> dict[str, Labelled]:
         """Three runs of scenes of one stream that do not overlap."""
