@@ -49,8 +49,8 @@ def read_labelled(source: Source, indices: Sequence[int], size: tuple[int, int])
 
 
 def _square(file: bytes, size: tuple[int, int], mode: str | None, how: Image.Resampling) -> np.ndarray:
-    image = Image.open(io.BytesIO(file))
-    image = image if mode is None else image.convert(mode)
+    opened = Image.open(io.BytesIO(file))
+    image = opened if mode is None else opened.convert(mode)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     height, width = size
