@@ -110,8 +110,9 @@ def _pictures(probed: dict[str, Any]) -> str:
             cells.append(f"<div>{patch_map(picture[name], grid, picture['truth'])}{name}: {wrong} wrong</div>")
         blocks.append(f'<div class="scene">{"".join(cells)}</div>')
     return (
-        "<h2>What every patch is taken for</h2><p>The likeliest class of every patch by the local probe: a square in "
-        "the body's colour with the core's inside, black for bare ground. A cross marks a class that is not there."
+        "<h2>What every patch is taken for</h2><p>The likeliest class of every patch by the local probe, from its "
+        "embedding alone: a square in the body's colour with the core's inside, black for bare ground. A cross marks a "
+        "class that is not there."
         f'</p><section class="scenes">{"".join(blocks)}</section>'
     )
 

@@ -146,8 +146,11 @@ def _pictures(
     settings: DemoProbe,
     device: torch.device,
 ) -> list[dict[str, Any]]:
-    """The first test scenes: the classes truly in every patch, and the likeliest class before and after."""
-    local = next((name for name in ("local/transformer", "local/linear") if name in before), None)
+    """The first test scenes: the classes truly in every patch, and the likeliest class before and after.
+
+    By the linear head where there is one: it reads every embedding alone, so it shows what that embedding says.
+    """
+    local = next((name for name in ("local/linear", "local/transformer") if name in before), None)
     if local is None:
         return []
     few = test.images[:PICTURES]
