@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -42,11 +43,11 @@ def softcap_attention(
     chosen = _backend.choose(OP, q.device, q.dtype, backend)
     if chosen == "reference":
         return reference.softcap_attention(q, k, v, softcap, scale, bias)
+    if bias is not None:
+        bias = bias.reshape(*(1,) * (4 - bias.ndim), *bias.shape)
     if softcap is None:
         mask = None if bias is None else bias.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    if bias is not None:
-        bias = bias.reshape(*(1,) * (4 - bias.ndim), *bias.shape)
     return torch.ops.locfast.softcap_attention(q, k, v, softcap, scale, bias)
 
 
@@ -61,8 +62,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, softcap: float | None, bias: Tensor 
         raise ValueError(
             f"softcap_attention: q, k and v must share one floating dtype, got {q.dtype}, {k.dtype} and {v.dtype}"
         )
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap_attention: softcap must be positive or None, got {softcap}")
+    if softcap is not None and not 0 < softcap < math.inf:  # inf * tanh(x / inf) is inf * 0
+        raise ValueError(f"softcap_attention: softcap must be positive and finite, or None, got {softcap}")
     if bias is None:
         return
     batch, heads, tokens, _ = q.shape

@@ -82,5 +82,5 @@ def _blocks(q: Tensor) -> list[slice]:
     batch, heads, tokens, _ = q.shape
     most = max(16, MAX_BLOCK_SCORES // max(1, batch * heads * tokens))
     count = max(1, -(-tokens // most))
-    size = -(-tokens // count)
+    size = max(1, -(-tokens // count))
     return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]

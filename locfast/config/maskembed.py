@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,7 +64,10 @@ class MaskEmbedConfig(MethodConfig):
     """Beta(alpha, alpha) of cutmix; 0 for none (ablation, 1.0)."""
 
     def __post_init__(self) -> None:
-        check(self.softcap is None or self.softcap > 0, f"softcap must be positive or None, got {self.softcap}")
+        check(
+            self.softcap is None or 0 < self.softcap < math.inf,
+            f"softcap must be positive and finite, or None for plain attention; got {self.softcap}",
+        )
         check(0 < self.bernoulli_p < 1, f"bernoulli_p must lie in (0, 1), got {self.bernoulli_p}")
         check(0 < self.block_fraction < 1, f"block_fraction must lie in (0, 1), got {self.block_fraction}")
         check(self.decoder_depth >= 1, f"decoder_depth must be at least 1, got {self.decoder_depth}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,10 +20,13 @@ def apply_softcap(timm_model: Model, softcap: float | None) -> Model:
 
     Changes the model in place and returns it: `model = apply_softcap(timm.create_model(...), 30.0)`. Weights and
     state-dict keys stay as they are. Attention pooling behind the blocks is not capped (as in the public MaskEmbed
-    code). Raises UserError for a cap that is not positive and for models without such blocks.
+    code). Raises UserError for a cap that is not positive and finite and for models without such blocks.
     """
-    if softcap is not None and not softcap > 0:
-        raise UserError(f"a soft cap of {softcap} was asked for; it bounds |logits|, so it must be positive, or None.")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise UserError(
+            f"a soft cap of {softcap} was asked for; it bounds |logits|, so it must be positive and finite. Type None "
+            "for plain attention."
+        )
     attentions: list[Any] = [getattr(block, "attn", None) for block in getattr(timm_model, "blocks", ())]
     if not attentions or any(type(attn) not in ATTENTIONS for attn in attentions):
         raise UserError(

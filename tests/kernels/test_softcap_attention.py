@@ -169,6 +169,23 @@ def test_no_cap_is_plain_attention_with_the_bias_as_its_mask(device):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("shape", [(), (6,), (2, 1, 6), (1, 1, 6, 1)], ids=str)
+@pytest.mark.parametrize("softcap", [CAP, None])
+@torch.no_grad()
+def test_a_bias_of_any_rank_is_taken_with_a_cap_and_without(softcap, shape, device):
+    q, k, v, _ = make_inputs(2, 2, 6, 8, torch.float32, CAP, device)
+    bias = make_bias(*shape, device=device)
+    expected = softcap_attention(q, k, v, softcap, bias=bias, backend="reference")
+    torch.testing.assert_close(softcap_attention(q, k, v, softcap, bias=bias, backend="tiled"), expected)
+
+
+@pytest.mark.parametrize(("batch", "tokens"), [(0, 4), (2, 0)])
+def test_no_images_and_no_tokens_are_no_error(batch, tokens, device):
+    *inputs, grad = make_inputs(batch, 2, tokens, 8, torch.float32, CAP, device)
+    found = gradients(lambda *t: softcap_attention(*t, CAP, backend="tiled"), inputs, grad)
+    assert all(t.shape == (batch, 2, tokens, 8) for t in found)
+
+
 def test_autocast_casts_as_pytorchs_own_attention_does(device):
     q, k, v, _ = make_inputs(1, 2, 20, 16, torch.float32, CAP, device)
     expected = softcap_attention(*(t.bfloat16() for t in (q, k, v)), CAP)
@@ -274,8 +291,9 @@ def test_a_kernel_that_is_not_there_cannot_be_asked_for(backend):
         (dict(k=torch.zeros(1, 2, 4, 8)), r"one shape.*\[1, 2, 3, 8\].*\[1, 2, 4, 8\]"),
         (dict(q=torch.zeros(2, 3, 8)), r"\[B, H, T, D\].*\[2, 3, 8\]"),
         (dict(v=torch.zeros(1, 2, 3, 8).bfloat16()), "one floating dtype.*float32.*bfloat16"),
-        (dict(softcap=0.0), "positive or None, got 0"),
-        (dict(softcap=float("nan")), "positive or None, got nan"),
+        (dict(softcap=0.0), "positive and finite, or None, got 0"),
+        (dict(softcap=float("nan")), "positive and finite, or None, got nan"),
+        (dict(softcap=float("inf")), "positive and finite, or None, got inf"),
         (dict(bias=torch.zeros(2, 4, 4)), r"\[1, 2, 3, 3\].*\[2, 4, 4\]"),
         (dict(bias=torch.zeros(3, 3, dtype=torch.bool)), "floating.*bool"),
     ],

@@ -181,6 +181,7 @@ def test_average_and_additive_decoders_pool_the_visible_embeddings() -> None:
         {"decoder": "average", "target": "penultimate", "masking": "block"},
         {"target": "last_cls", "loss_on": "hidden"},
         {"softcap": -1.0},
+        {"softcap": float("inf")},
         {"bernoulli_p": 0.0},
         {"decoder_depth": 0},
     ],

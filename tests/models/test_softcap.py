@@ -67,9 +67,10 @@ def test_a_model_without_known_attention_is_refused() -> None:
         apply_softcap(torch.nn.Linear(2, 2), 30.0)
 
 
-def test_a_cap_must_be_positive() -> None:
-    with pytest.raises(UserError, match="positive"):
-        apply_softcap(small("clip").model, 0.0)
+@pytest.mark.parametrize("cap", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_cap_must_be_positive_and_finite(cap: float) -> None:
+    with pytest.raises(UserError, match="positive and finite"):
+        apply_softcap(small("clip").model, cap)
 
 
 def test_attention_dropout_is_refused_while_training() -> None:
