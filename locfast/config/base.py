@@ -104,7 +104,7 @@ class TrainConfig:
     """Trackers beside metrics.jsonl: tensorboard, wandb."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "steps", "batch_size", "micro_batch", "lr", "save_every", "log_every"):
+        for name in ("image_size", "epochs", "steps", "batch_size", "micro_batch", "lr", "save_every", "log_every"):
             value = getattr(self, name)
             check(value is None or value > 0, f"--{name.replace('_', '-')} must be positive, got {value}")
         check(self.workers is None or self.workers >= 0, f"--workers must not be negative, got {self.workers}")

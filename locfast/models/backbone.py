@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -60,6 +59,11 @@ class Backbone(nn.Module):
         self.image_size: tuple[int, int] = tuple(embed.img_size)
         self.grid: tuple[int, int] = tuple(embed.grid_size)
         self.num_patches: int = embed.num_patches
+        if self.num_patches < 1:
+            raise UserError(
+                f"--model {name}: an image of {self.image_size} px has no whole patch of {self.patch_size} px. "
+                "Type a larger --image-size."
+            )
         self.embed_dim: int = model.embed_dim
         self.num_heads: int = attn.num_heads
         self.depth = len(blocks)
@@ -75,7 +79,6 @@ class Backbone(nn.Module):
         self.std: tuple[float, float, float] = tuple(config["std"])
         self.crop_pct: float = config["crop_pct"]
         self.interpolation: str = config["interpolation"]
-        self._run_block: Callable[..., Tensor] = run_block
         for part in ("attn_pool", "fc_norm", "head"):
             if isinstance(getattr(model, part, None), nn.Module):
                 getattr(model, part).requires_grad_(False)
@@ -154,7 +157,7 @@ class Backbone(nn.Module):
         for index, block in list(enumerate(self.model.blocks))[start:stop]:
             block_rope = rope[index] if rope is not None and getattr(self.model, "rope_mixed", False) else rope
             bias = relative_position_bias(block.attn, shared, tokens) if self.family == "beit" else None
-            run = partial(self._run_block if self.supports_softcap else _run_foreign_block, block)
+            run = partial(run_block if self.supports_softcap else _run_foreign_block, block)
             if checkpointing and torch.is_grad_enabled():
                 x = checkpoint(run, x, softcap, block_rope, bias, use_reentrant=False)
             else:
@@ -184,15 +187,6 @@ class Backbone(nn.Module):
         x = self.run_blocks(x.flatten(0, 1), stop=self.depth - 1 if stop is None else stop)
         x = self.final_norm(x) if apply_norm else x
         return x.unflatten(0, visible.shape[:2])
-
-    def reset_final_norm(self) -> None:
-        """Start the final norm anew (weight 1, bias 0), with the eps it has."""
-        if self.has_final_norm:
-            self.model.norm.reset_parameters()
-
-    def compile_blocks(self, **options: Any) -> None:
-        """torch.compile the block function: one graph for all blocks, state-dict keys unchanged."""
-        self._run_block = torch.compile(run_block, **options)
 
     def _token_indices(self, kept: Tensor) -> Tensor:
         """Patch indices [B, K] -> token indices [B, P + K], the prefix included."""

@@ -74,6 +74,8 @@ def _read(file: Path, name: str) -> dict[str, Tensor]:
     """The state dict in a checkpoint file; no pickled code is run."""
     try:
         state = load_state_dict(str(file), weights_only=True)
+    except (AttributeError, TypeError):
+        state = {}  # no dictionary where timm looks for one
     except (RuntimeError, pickle.UnpicklingError, SafetensorError, EOFError, ValueError, KeyError, OSError) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
         raise UserError(
@@ -81,7 +83,8 @@ def _read(file: Path, name: str) -> dict[str, Tensor]:
             "checkpoint, or holds pickled Python objects, which are never run. Fetch it again, or save its tensors "
             "with safetensors.torch.save_file and type that file."
         ) from error
-    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in _leaves(state)):
+    by_name = isinstance(state, dict) and all(isinstance(key, str) for key in state)
+    if not by_name or not any(isinstance(value, Tensor) for value in _leaves(state)):
         raise UserError(
             f"--model {name}: {file} holds no tensors by name. A state dict is needed, bare or under 'state_dict' or "
             "'model'. Save model.state_dict() with safetensors.torch.save_file and type that file."

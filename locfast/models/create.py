@@ -39,6 +39,8 @@ def create_timm_model(
     Its `_model_args` record what, beside the architecture's name, builds it again.
     """
     if image_size is not None:
+        if image_size < 1:
+            raise UserError(f"--model {name}: an image size of {image_size} px was asked for. Type a positive one.")
         model_args["img_size"] = image_size
     with seeded(seed):
         if name == "demo":
@@ -100,7 +102,13 @@ def _from_folder(name: str, folder: Path, pretrained: bool, model_args: dict[str
             "with the key 'architecture' is needed. Save the model anew with timm or with locfast.export."
         ) from error
     _check_registered(architecture)
-    model = _build(f"local-dir:{folder}", False, {**saved_args, **model_args})
+    try:
+        model = _build(f"local-dir:{folder}", False, {**saved_args, **model_args})
+    except (TypeError, KeyError) as error:  # a config of another library or of hand, with keys that timm has not
+        raise UserError(
+            f"--model {name}: timm {timm.__version__} cannot build what {config} describes ({_first_line(error)}). "
+            "Save the model anew with timm or with locfast.export."
+        ) from error
     if pretrained:
         load_checkpoint_file(model, find_weights(folder), name)
     return model

@@ -183,25 +183,15 @@ def test_features_have_the_dtype_that_autocast_gives() -> None:
     assert ((mixed - full).norm() / full.norm()).item() < 0.03
 
 
-def test_a_new_final_norm_starts_at_one_and_zero_with_the_eps_it_had() -> None:
-    backbone = small("siglip")
-    backbone.reset_final_norm()
-    assert torch.equal(backbone.model.norm.weight, torch.ones(64))
-    assert torch.equal(backbone.model.norm.bias, torch.zeros(64))
-    assert backbone.model.norm.eps == backbone.norm_eps == 1e-6
-
-
-def test_compiled_blocks_compute_the_same_under_the_same_keys() -> None:
-    backbone = small("clip", depth=2)
-    plain, keys = backbone(images(backbone), softcap=5.0), list(backbone.state_dict())
-    backbone.compile_blocks(backend="eager", fullgraph=True)
-    torch.testing.assert_close(backbone(images(backbone), softcap=5.0), plain)
-    assert list(backbone.state_dict()) == keys
-
-
 def test_an_image_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match="takes images of"):
         small("clip").embed_patches(torch.zeros(1, 3, 80, 80))
+
+
+@pytest.mark.parametrize(("size", "told"), [(0, "positive"), (-16, "positive"), (7, "no whole patch")])
+def test_a_size_without_a_patch_is_refused(size: int, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        load_backbone("vit_tiny_patch16_224", pretrained=False, image_size=size, depth=1)
 
 
 def test_overlapping_patches_are_refused() -> None:

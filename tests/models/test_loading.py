@@ -161,12 +161,29 @@ def test_a_torn_file_and_pickled_objects_are_refused(tiny: Backbone, tmp_path: P
         load_backbone(f"{NAME}@{tmp_path / 'empty.pth'}", depth=2)
 
 
+@pytest.mark.parametrize("content", [[1, 2], {"state_dict": [1]}, {"model": None}, {1: torch.zeros(2)}], ids=str)
+def test_a_file_without_a_state_dict_is_refused(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="holds no tensors by name"):
+        load_backbone(f"{NAME}@{tmp_path / 'w.pth'}", depth=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_weights_in_half_precision_become_fp32(dtype: torch.dtype, tiny: Backbone, tmp_path: Path) -> None:
+    torch.save({key: tensor.to(dtype) for key, tensor in weights(tiny).items()}, tmp_path / "w.pth")
+    found = weights(load_backbone(f"{NAME}@{tmp_path / 'w.pth'}", depth=2))
+    assert all(torch.equal(found[key], tensor.to(dtype).float()) for key, tensor in weights(tiny).items())
+
+
 def test_a_folder_without_config_or_weights_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match="no weights"):
         load_backbone(str(folder))
     (folder / "config.json").write_text("[]")
     with pytest.raises(UserError, match="not a timm model config"):
+        load_backbone(str(folder))
+    (folder / "config.json").write_text('{"architecture": "vit_tiny_patch16_224", "hidden_size": 192}')
+    with pytest.raises(UserError, match="cannot build what .*hidden_size"):
         load_backbone(str(folder))
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match=r"has no config\.json"):
