@@ -6,6 +6,8 @@ in every batch.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -37,11 +39,11 @@ def blocks(keys: Keys, grid: tuple[int, int], fraction: float) -> Tensor:
     rows, columns = grid
     patches = rows * columns
     device = keys.index.device
-    u = uniform(keys, "visible.block", 4 * MOST_BLOCKS).view(-1, MOST_BLOCKS, 4)
+    # fp64: devices differ in the last bit of exp and sqrt, which in fp32 would now and then round to another rectangle.
+    u = uniform(keys, "visible.block", 4 * MOST_BLOCKS).view(-1, MOST_BLOCKS, 4).double()
     smallest = min(SMALLEST_BLOCK, fraction * patches / 2)
     area = smallest + u[..., 0] * (fraction * patches - smallest)
-    log_aspect = torch.log(torch.tensor([LEAST_ASPECT, LARGEST_ASPECT]))
-    aspect = torch.exp(log_aspect[0].item() + u[..., 1] * (log_aspect[1] - log_aspect[0]).item())
+    aspect = LEAST_ASPECT * torch.exp(u[..., 1] * math.log(LARGEST_ASPECT / LEAST_ASPECT))
     height = (area * aspect).sqrt().round().clamp(1, rows)
     width = (area / aspect).sqrt().round().clamp(1, columns)
     top = (u[..., 2] * (rows - height + 1)).floor()
