@@ -124,6 +124,12 @@ def test_the_loading_lines_of_the_card_run_as_they_stand(tmp_path: Path) -> None
     torch.testing.assert_close(names["model"].eval().forward_features(images), backbone(images), rtol=1e-5, atol=1e-5)
 
 
+def test_the_current_folder_can_be_exported_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_timm_export(student("clip"), Path("."), softcap=None, card={})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
 def test_an_export_loads_again_as_a_backbone_and_can_be_exported_again(tmp_path: Path) -> None:
     backbone = student("beit")
     write_timm_export(backbone, tmp_path / "first", softcap=None, card={})

@@ -36,6 +36,7 @@ def write_timm_export(
         images = torch.randn(4, 3, *backbone.image_size, generator=torch.Generator().manual_seed(0))
     _check_same_features(backbone, plain, images)
     without_cap = None if softcap is None else _difference_without_cap(plain, images, softcap)
+    folder = folder.resolve()  # "." has no name to write aside under
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".partial-{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
