@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import locfast
+from locfast.cli import command
 
 REQUIRED = ("torch", "torchvision", "triton", "timm", "safetensors", "numpy", "pillow", "tyro", "rich")
 OPTIONAL = (
@@ -48,6 +49,7 @@ def environment() -> dict[str, dict[str, str]]:
     return sections
 
 
+@command
 def main() -> None:
     argparse.ArgumentParser(prog="python -m locfast.env", description=__doc__).parse_args()
     for title, rows in environment().items():
