@@ -1,0 +1,108 @@
+"""Who may import whom: an arrow never runs back up, and what answers at once imports no torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from locfast.config.registry import METHODS
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("train", "export", "env", "inspect", "data")
+ABOVE = ("cli", "train", "export", "env", "inspect", "report", "demo")
+"""Commands and the demo: nothing below may import them (but `locfast.cli`, which holds what they share)."""
+
+FORBIDDEN = {
+    "config": ("kernels", "models", "methods", "data", "engine", "eval", "random", *ABOVE),
+    "data": ("kernels", "models", "methods", "engine", "eval", *ABOVE),
+    "models": ("methods", "data", "engine", "eval", *ABOVE),
+    "methods": ("engine", "eval", *ABOVE),
+    "engine": ("models", "eval", *(name for name in ABOVE if name != "cli")),
+    "eval": ("methods", "engine", *ABOVE),
+}
+"""Room -> the parts of locfast that its files must not import. A room's `__main__` is a command."""
+
+
+def imports(file: Path, package: str) -> Iterator[str]:
+    """Full names of every module that a file imports, inside functions too; `package` is where the file lies."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{module}.{name.name}" for name in node.names)
+
+
+def of_room(folder: Path, package: str) -> Iterator[tuple[Path, str]]:
+    for file in sorted(folder.rglob("*.py")):
+        if file.name != "__main__.py":
+            inside = ".".join([package, *file.relative_to(folder).parent.parts])
+            yield from ((file.relative_to(ROOT), name) for name in imports(file, inside))
+
+
+def starts(name: str, module: str) -> bool:
+    return name == module or name.startswith(module + ".")
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_no_room_imports_what_stands_above_it(room: str) -> None:
+    found = list(of_room(ROOT / "locfast" / room, f"locfast.{room}"))
+    assert found
+    bad = [(str(f), n) for f, n in found if any(starts(n, f"locfast.{part}") for part in FORBIDDEN[room])]
+    assert bad == []
+
+
+def test_kernels_import_nothing_else_of_locfast() -> None:
+    found = list(of_room(ROOT / "kernels", "locfast.kernels"))
+    allowed = ("locfast.kernels", "torch", "triton")
+    outside = {
+        (str(file), name)
+        for file, name in found
+        if not any(starts(name, module) for module in allowed) and name.split(".")[0] not in sys.stdlib_module_names
+    }
+    assert found and outside == set()
+
+
+def test_configs_need_nothing_but_the_standard_library() -> None:
+    """YAML is read inside a function, by whoever has a file to read."""
+    code = "import sys, locfast.config.registry, locfast.config.files, locfast.config.maskembed; print(*sys.modules)"
+    loaded = {name.split(".")[0] for name in _python("-c", code).stdout.split()}
+    bare = {name.split(".")[0] for name in _python("-c", "import sys; print(*sys.modules)").stdout.split()}
+    assert loaded - bare - set(sys.stdlib_module_names) == {"locfast"}
+
+
+def test_engine_names_no_method() -> None:
+    for file in sorted((ROOT / "locfast/engine").rglob("*.py")):
+        words = {
+            text.lower()
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+            for text in (getattr(node, "id", ""), getattr(node, "attr", ""), getattr(node, "value", ""))
+            if isinstance(text, str)
+        }
+        assert not [word for word in words for method in METHODS if method in word], file.name
+    modules = {
+        name for _, name in of_room(ROOT / "locfast/engine", "locfast.engine") if starts(name, "locfast.methods")
+    }
+    assert all(name == "locfast.methods.create_method" or starts(name, "locfast.methods.base") for name in modules)
+
+
+def test_importing_locfast_imports_no_torch() -> None:
+    assert _python("-c", "import sys, locfast; sys.exit('torch' in sys.modules)").returncode == 0
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_imports_no_torch(name: str) -> None:
+    told = _python("-X", "importtime", "-m", f"locfast.{name}", "--help")
+    assert told.returncode == 0 and "usage" in told.stdout
+    modules = {line.rpartition("|")[2].strip() for line in told.stderr.splitlines() if line.startswith("import time:")}
+    assert "locfast" in modules and not modules & {"torch", "timm", "triton"}
+
+
+def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, cwd=ROOT)
