@@ -21,6 +21,7 @@ from locfast.data.spec import Source
 from locfast.engine import resume
 from locfast.engine.distributed import World, environment, join
 from locfast.engine.ema import Average
+from locfast.engine.lock import Lock
 from locfast.engine.logs import log, logging_to
 from locfast.engine.loop import Trainer
 from locfast.engine.optim import build_optimizer
@@ -28,7 +29,7 @@ from locfast.engine.precision import autocast, make_deterministic, pick_device, 
 from locfast.engine.progress import Display
 from locfast.engine.run_folder import RunFolder
 from locfast.engine.schedule import Plan
-from locfast.engine.trackers import Jsonl, open_trackers
+from locfast.engine.trackers import Jsonl, open_trackers, require
 from locfast.engine.validate import Validation, split
 from locfast.errors import UserError
 from locfast.kernels import _backend
@@ -48,15 +49,18 @@ def train(config: TrainConfig) -> Path:
     if config.deterministic:
         make_deterministic()
     folder = RunFolder(Path(config.out or default_out(config.method, config.model)))
+    lock = Lock(folder.path)
     join(world, device)
     try:
         world.on_first(lambda: folder.check(resume=config.resume, overwrite=config.overwrite))
         source, held_out = split(open_source(config.data, seed=config.seed), config.val, config.seed)
+        world.on_first(lambda: require(config.track))
         with _kernels(config.kernels):
-            _train(config, world, device, folder, source, held_out)
+            _train(config, world, device, folder, lock, source, held_out)
     except RuntimeError as error:
         raise explain_dead_worker(error) or error from None
     finally:
+        lock.release()
         world.close()
     return folder.path
 
@@ -75,7 +79,13 @@ def resolve(config: TrainConfig, method: Method) -> TrainConfig:
 
 
 def _train(
-    config: TrainConfig, world: World, device: torch.device, folder: RunFolder, source: Source, held_out: Source | None
+    config: TrainConfig,
+    world: World,
+    device: torch.device,
+    folder: RunFolder,
+    lock: Lock,
+    source: Source,
+    held_out: Source | None,
 ) -> None:
     point = resume.find(config, folder, world)
     method = create_method(
@@ -100,7 +110,7 @@ def _train(
         method.enable_grad_checkpointing()
 
     # from here on the run folder is ours: all mistakes that can be seen before are told before anything is written
-    world.on_first(lambda: folder.open(resume=config.resume, overwrite=config.overwrite))
+    world.on_first(lambda: folder.open(lock, resume=config.resume, overwrite=config.overwrite))
     world.on_first(lambda: folder.write_config(config))
     console = Console()
     with logging_to(folder.log, console, world.first):

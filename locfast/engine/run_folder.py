@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from locfast import __version__
+from locfast.cli import NO_ROOM
 from locfast.config.base import TrainConfig
 from locfast.config.files import from_dict, read_yaml, write_config
 from locfast.config.registry import method_config, run_config_class
-from locfast.engine import checkpoint
+from locfast.engine import checkpoint, lock
 from locfast.errors import UserError
 from locfast.methods.base import Method
 
 _MARK = "# locfast"
+_ASIDE = ".config.yaml"
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """RUN/config.yaml, train.log, metrics.jsonl, checkpoints/, exported/, nonfinite/."""
+    """RUN/config.yaml, train.log, metrics.jsonl, checkpoints/, exported/, nonfinite/, and .lock while it trains."""
 
     path: Path
 
@@ -63,7 +65,10 @@ class RunFolder:
             raise UserError("--resume keeps what is in the run folder and --overwrite removes it: give one of them.")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path}: this is a file; give a folder.")
-        used = self.path.is_dir() and any(self.path.iterdir())
+        try:
+            used = self.path.is_dir() and any(entry.name not in (lock.NAME, _ASIDE) for entry in self.path.iterdir())
+        except OSError as error:
+            raise self._unusable(error) from None
         if used and not self.is_run():
             raise UserError(
                 f"--out {self.path}: the folder holds files that are not of a locfast run, so locfast neither writes "
@@ -75,16 +80,32 @@ class RunFolder:
                 "or give another --out."
             )
 
-    def open(self, *, resume: bool, overwrite: bool) -> None:
-        """`check`, then make the folder ready: with `overwrite`, remove the run that is there."""
+    def open(self, guard: lock.Lock, *, resume: bool, overwrite: bool) -> None:
+        """`check`, then make the folder ready and take `guard`: with `overwrite`, remove the run that is there."""
         self.check(resume=resume, overwrite=overwrite)
-        if overwrite and self.path.is_dir():
-            shutil.rmtree(self.path)
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            guard.take()
+            self.check(resume=resume, overwrite=overwrite)  # another run may have come and gone meanwhile
+            for entry in list(self.path.iterdir()) if overwrite else ():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                elif entry.name != lock.NAME:
+                    entry.unlink()
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: OSError) -> UserError:
+        return UserError(
+            f"--out {self.path}: locfast cannot make or write this folder: {error.strerror} "
+            f"({error.filename or self.path}). Give a folder that you may write to."
+        )
 
     def write_config(self, config: TrainConfig) -> None:
         """Write the resolved config, aside and renamed: it also marks the folder as a run."""
-        aside = self.config.with_name(".config.yaml")
+        aside = self.config.with_name(_ASIDE)
         header = f"locfast {__version__}; repeat with: python -m locfast.train --config THIS-FILE --out ANOTHER-RUN"
         write_config(config, aside, header)
         os.replace(aside, self.config)
@@ -98,14 +119,17 @@ class RunFolder:
         return from_dict(kind, {**values, "out": str(self.path)}, str(self.config))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line that a kill cut short is left out."""
-        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.is_file() else []
+        """The lines of metrics.jsonl, up to the first one that a kill or a power cut spoilt."""
+        lines = self.metrics.read_bytes().splitlines() if self.metrics.is_file() else []
         entries = []
         for line in lines:
             try:
-                entries.append(json.loads(line))
-            except ValueError:
+                entry = json.loads(line)
+            except ValueError:  # JSON cut short, or bytes that are no text, as a power cut leaves them
                 break
+            if not isinstance(entry, dict) or "step" not in entry:
+                break
+            entries.append(entry)
         return entries
 
     def cut_metrics(self, step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 from locfast.errors import UserError
 
 Numbers = dict[str, float]
+PACKAGES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 
 
 class Tracker(Protocol):
@@ -39,10 +41,8 @@ class Jsonl:
 
 class TensorBoard:
     def __init__(self, run: Path, step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError(_missing("tensorboard", error)) from error
+        from torch.utils.tensorboard import SummaryWriter
+
         self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, numbers: Numbers) -> None:
@@ -57,10 +57,8 @@ class WandB:
     """A run in the project `locfast`; a resumed run goes on under its own id, kept in RUN/wandb-id.txt."""
 
     def __init__(self, run: Path, config: dict[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise UserError(_missing("wandb", error)) from error
+        import wandb
+
         kept = run / "wandb-id.txt"
         identity = kept.read_text().strip() if kept.is_file() else None
         self.run = wandb.init(
@@ -81,7 +79,7 @@ class WandB:
 
 
 def open_trackers(names: tuple[str, ...], run: Path, config: dict[str, Any], step: int) -> list[Tracker]:
-    """The trackers called `names`, for a run that stands at `step`. UserError where a package is missing."""
+    """The trackers called `names`, for a run that stands at `step`; `require` has been asked before."""
     make: dict[str, Callable[[], Tracker]] = {
         "tensorboard": lambda: TensorBoard(run, step),
         "wandb": lambda: WandB(run, config),
@@ -89,5 +87,12 @@ def open_trackers(names: tuple[str, ...], run: Path, config: dict[str, Any], ste
     return [make[name]() for name in dict.fromkeys(names)]
 
 
-def _missing(name: str, error: ImportError) -> str:
-    return f"--track {name}: the package cannot be imported ({error}). Install it with `pip install {name}`."
+def require(names: tuple[str, ...]) -> None:
+    """UserError where the package of a tracker is missing: asked before a run writes anything."""
+    for name in names:
+        try:
+            importlib.import_module(PACKAGES[name])
+        except ImportError as error:
+            raise UserError(
+                f"--track {name}: the package cannot be imported ({error}). Install it with `pip install {name}`."
+            ) from error

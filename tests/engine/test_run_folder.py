@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,52 @@ def test_a_folder_of_somebody_else_is_never_touched(images, tmp_path):
 def test_resume_and_overwrite_contradict_each_other(images, run):
     with pytest.raises(UserError, match="give one of them"):
         train(toy_config(images, run, resume=True, overwrite=True))
+
+
+@pytest.mark.parametrize("flags", [{"resume": True}, {"overwrite": True}])
+def test_a_folder_in_which_another_process_trains_is_refused_until_that_is_killed(images, run, flags):
+    code = (
+        "import sys, pathlib\n"
+        "from locfast.engine.lock import Lock\n"
+        "lock = Lock(pathlib.Path(sys.argv[1]))\n"
+        "lock.take()\n"
+        "print(flush=True)\n"
+        "input()\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(run)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    other.stdout.readline()
+    before = losses(run)
+    with pytest.raises(UserError, match=f"process {other.pid} on .* is training there"):
+        train(toy_config(images, run, steps=5, save_every=1, ema=0.5, **flags))
+    assert losses(run) == before
+    other.kill()
+    other.communicate()
+    train(toy_config(images, run, steps=5, save_every=1, ema=0.5, **flags))
+    assert losses(run) == before
+
+
+@pytest.mark.parametrize("place", ["file/run", "file"])
+def test_a_run_folder_that_cannot_be_made_is_told(images, tmp_path, place):
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(UserError, match=f"--out .*{place}: .*[Gg]ive a folder"):
+        train(toy_config(images, tmp_path / place, steps=1))
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a file system that takes no folder")
+def test_a_run_folder_where_nobody_may_write_is_told(images):
+    with pytest.raises(UserError, match="cannot make or write this folder"):
+        train(toy_config(images, "/sys/kernel/locfast-run", steps=1))
+
+
+def test_a_run_that_was_killed_while_it_made_its_folder_can_start_again(images, tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in (".lock", ".config.yaml"):
+        (tmp_path / "run" / name).write_text("half")
+    assert len(losses(train(toy_config(images, tmp_path / "run", steps=1)))) == 1
 
 
 def test_the_last_three_checkpoints_are_kept(done):
