@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test test-all lint clean
 
 demo: $(READY)
-	$(BIN)/python -m locfast.train --method maskembed
+	$(BIN)/python -m locfast.train --method maskembed --overwrite
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -m "not slow"
