@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from locfast.config.base import TrainConfig
-from locfast.errors import UserError
+from locfast.errors import UserError, suggest
 
 NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "file too large"}
 
@@ -80,6 +80,8 @@ def parse_train(argv: Sequence[str]) -> TrainConfig:
     kind = run_config_class(method)
     for where, values in layers:  # each alone first, so that a mistake is told with the file it stands in
         from_dict(kind, {**values, "method": method}, where)
+    if peek(argv, "--epochs") is not None:
+        merged.pop("steps", None)  # steps of a file would win over the flag
     default = from_dict(kind, {**merged, "method": method}, " + ".join(where for where, _ in layers))
     return tyro.cli(
         kind,
@@ -101,6 +103,12 @@ def _files(argv: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
         saved = Path(peek(argv, "--out") or default_out(*named)) / "config.yaml"
         if saved.is_file():
             layers.append((str(saved), read_yaml(saved)))
+        elif peek(argv, "--out") and not any(peek(argv, f"--{name}") for name in ("model", "data", "recipe", "config")):
+            near = suggest(saved.parent.name, _siblings(saved.parent))
+            raise UserError(
+                f"--resume --out {saved.parent}: there is no run{near or '.'} Give the folder of a run; to start one "
+                "there, say what to train: --model and --data, --recipe or --config."
+            )
     if config:
         layers.append((config, read_yaml(Path(config))))
     recipe = recipe or next((values["recipe"] for _, values in reversed(layers) if values.get("recipe")), None)
@@ -109,6 +117,13 @@ def _files(argv: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     if recipe:
         layers.insert(0, (f"recipe {recipe}", read_recipe(recipe)))
     return layers
+
+
+def _siblings(path: Path) -> list[str]:
+    try:
+        return os.listdir(path.parent)
+    except OSError:
+        return []
 
 
 def _is_demo(argv: Sequence[str], layers: list[tuple[str, dict[str, Any]]], name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 
 from locfast.cli import command, parse_train, peek
@@ -23,7 +24,7 @@ def main() -> None:
 
         run = train(config)
         if os.environ.get("RANK", "0") == "0":
-            print(f"Plain timm weights: python -m locfast.export {run} --to timm")
+            print(f"Plain timm weights: python -m locfast.export {shlex.quote(str(run))} --to timm")
 
 
 def _listed(argv: list[str]) -> bool:

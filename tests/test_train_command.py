@@ -75,12 +75,17 @@ def test_lists_methods_and_recipes():
         (["--maskembed.decoder", "average"], "add --maskembed.target last_cls"),
         (["--track", "paper"], "--track knows tensorboard, wandb"),
         (["--config", "nowhere.yaml"], "Cannot read the config file nowhere.yaml"),
-        (["--data", "nowhere", "--device", "cpu"], "nowhere"),
+        (["--data", "nowhere", "--device", "cpu"], "asked for the data nowhere, found no such file or folder"),
+        (["--data", "", "--device", "cpu"], "found no name"),
+        (["--data", "EMPTY", "--device", "cpu"], "found an empty folder"),
+        (["--device", "cuda:99"], "--device cuda:99: no such device"),
+        (["--data", "demo:8", "--model", "vit_tiny_patch16_242", "--device", "cpu"], "mean 'vit_tiny_patch16_224'?"),
     ],
 )
 def test_a_mistake_ends_with_one_message_and_exit_code_2(flags, told, tmp_path):
-    out = [] if "--out" in flags else ["--out", str(tmp_path / "run")]
-    assert told in _told(*flags, *out)
+    (tmp_path / "empty").mkdir()
+    flags = [str(tmp_path / "empty") if word == "EMPTY" else word for word in flags]
+    assert told in _told(*flags, "--out", str(tmp_path / "run"))
     assert not (tmp_path / "run/config.yaml").exists()
 
 
@@ -150,6 +155,23 @@ def test_resume_takes_its_settings_from_the_run(tmp_path):
     assert (config.model, config.data, config.lr, config.workers) == ("vit_x", "photos", 0.1, 3)
     assert config.resume
     assert parse_train(["--out", str(run)]).model == "demo"
+
+
+def test_resume_of_a_folder_without_a_run_starts_nothing_unless_told_what(tmp_path):
+    (tmp_path / "run-7").mkdir()
+    missing = ["--resume", "--out", str(tmp_path / "run7")]
+    with pytest.raises(UserError, match="there is no run; did you mean 'run-7'"):
+        parse_train(missing)
+    assert parse_train([*missing, "--model", "vit_x", "--data", "photos"]).data == "photos"
+    assert parse_train(["--resume", "--recipe", "clip_b16", "--out", str(tmp_path / "run7")]).recipe == "clip_b16"
+
+
+def test_epochs_on_the_command_line_lie_over_steps_of_a_file(tmp_path):
+    (tmp_path / "run.yaml").write_text("steps: 7\n")
+    file = ["--config", str(tmp_path / "run.yaml")]
+    assert parse_train(file).steps == 7
+    assert parse_train([*file, "--epochs", "2"]).steps is None
+    assert parse_train([*file, "--epochs", "2", "--steps", "3"]).steps == 3
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ def open_source(spec: str, *, seed: int = 0) -> Source:
     of them, or a pattern (`shard-{000..012}.tar`, `*.tar`); `demo` or `demo:COUNT` for scenes drawn from `seed`.
     Raises UserError for every mistake.
     """
+    if not spec.strip():  # "" would be the current folder: most often a shell variable that is not set
+        raise UserError(f"asked for the data '{spec}', found no name; --data takes {KINDS}")
     if spec == "demo" or spec.startswith("demo:"):
         return _scenes(spec, seed)
     path = Path(os.path.expanduser(spec))
