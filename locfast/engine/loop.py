@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
@@ -30,6 +31,12 @@ from locfast.engine.trackers import Jsonl, Tracker
 from locfast.engine.validate import Validation
 from locfast.methods.base import Batch, Method
 from locfast.random import Keys
+
+_NAMES = ("forward_sync_buffers", "broadcast_buffers")  # of torch 2.15, and before
+_LOCAL_BUFFERS: dict[str, Any] = {
+    next(name for name in _NAMES if name in signature(DistributedDataParallel).parameters): False
+}
+"""Ranks make equal buffers by themselves, so none are sent at every step."""
 
 
 @dataclass
@@ -63,7 +70,7 @@ class Trainer:
         self.save_every = self.config.save_every or math.ceil(self.plan.steps / 10)
         self.model = self.method
         if self.world.size > 1:
-            self.model = DistributedDataParallel(self.method, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self.model = DistributedDataParallel(self.method, gradient_as_bucket_view=True, **_LOCAL_BUFFERS)
 
     def fit(self, start: int) -> None:
         """Train from step `start` to the end of the plan."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -89,6 +92,28 @@ def test_a_folder_in_which_another_process_trains_is_refused_until_that_is_kille
     other.communicate()
     train(toy_config(images, run, steps=5, save_every=1, ema=0.5, **flags))
     assert losses(run) == before
+
+
+def test_ctrl_c_ends_a_run_and_its_workers_with_one_line(images, tmp_path):
+    command = ["-m", "tests.engine.toy_command", "--method", "toy", "--model", "small", "--data", str(images)]
+    flags = ["--device", "cpu", "--workers", "2", "--val", "none", "--steps", "100000", "--log-every", "1"]
+    process = subprocess.Popen(
+        [sys.executable, *command, *flags, "--out", str(tmp_path / "run")],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,  # a terminal sends Ctrl-C to the whole group, decoding processes too
+        text=True,
+    )
+    until = time.monotonic() + 60
+    while len(losses(tmp_path / "run")) < 5:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told == "locfast: Stopped by Ctrl-C.\n"
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 @pytest.mark.parametrize("place", ["file/run", "file"])
