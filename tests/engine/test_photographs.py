@@ -13,7 +13,7 @@ import pytest
 
 @pytest.mark.parametrize("folder", ["photos", "photos_original"])
 def test_a_backbone_trains_on_photographs(folder: str, shared: Path, tmp_path: Path) -> None:
-    """photos_original holds grey, tiny and 2400 px files. 64 px and few steps, so that two cores do it in seconds."""
+    """photos_original holds grey, tiny and large files. 64 px and few steps, so that two cores do it in seconds."""
     command = f"--data {shared / 'data' / folder} --model vit_tiny_patch16_224 --no-pretrained --image-size 64"
     flags = "--steps 12 --batch-size 16 --lr 1e-3 --log-every 1 --val none --device cpu --out"
     process = subprocess.run(

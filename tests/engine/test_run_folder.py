@@ -102,18 +102,34 @@ def test_ctrl_c_ends_a_run_and_its_workers_with_one_line(images, tmp_path):
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         start_new_session=True,  # a terminal sends Ctrl-C to the whole group, decoding processes too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
         text=True,
     )
-    until = time.monotonic() + 60
-    while len(losses(tmp_path / "run")) < 5:
-        assert time.monotonic() < until
+    try:
+        wait_until(lambda: len(losses(tmp_path / "run")) >= 5)
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert told == "locfast: Stopped by Ctrl-C.\n"
+        wait_until(lambda: not group_exists(process.pid))
+    finally:
+        if group_exists(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_until(condition, seconds=60):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"not so after {seconds} s"
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert told == "locfast: Stopped by Ctrl-C.\n"
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+
+
+def group_exists(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("place", ["file/run", "file"])
