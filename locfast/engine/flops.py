@@ -11,7 +11,8 @@ from locfast.engine.precision import autocast
 from locfast.methods.base import Batch, Method
 
 CEILINGS = {("NVIDIA H200", "bf16"): 790e12}
-"""FLOP/s of a large matrix product, measured (not the data sheet's), by GPU name and precision."""
+"""FLOP/s of an 8192 x 8192 x 8192 product of random matrices, measured with torch 2.11 (not the data sheet's 989e12), by
+GPU name and precision."""
 
 
 def ceiling(device: torch.device, precision: str) -> float | None:
