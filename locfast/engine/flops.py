@@ -11,8 +11,8 @@ from locfast.engine.precision import autocast
 from locfast.methods.base import Batch, Method
 
 CEILINGS = {("NVIDIA H200", "bf16"): 790e12}
-"""FLOP/s of an 8192 x 8192 x 8192 product of random matrices, measured with torch 2.11 (not the data sheet's 989e12), by
-GPU name and precision."""
+"""By GPU name and precision, FLOP/s of a product of random matrices of 8192 x 8192, measured with torch 2.11 (the data
+sheet says 989e12)."""
 
 
 def ceiling(device: torch.device, precision: str) -> float | None:
