@@ -14,7 +14,6 @@ from locfast.cli import command
 
 REQUIRED = ("torch", "torchvision", "triton", "timm", "safetensors", "numpy", "pillow", "tyro", "rich")
 OPTIONAL = (
-    "matplotlib",
     "tensorboard",
     "wandb",
     "webdataset",

@@ -174,7 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
         measured = evaluate(model, device)
         seconds = time.monotonic() - started
         print(
-            f"step {step} of {args.steps}  objects 1-{objects}  loss {total / args.save_every:.4f}  "
+            f"step {step} of {args.steps}  objects 1-{objects}  loss {total / ((step - 1) % args.save_every + 1):.4f}  "
             f"recall {measured['recall']:.3f}  precision {measured['precision']:.3f}  {seconds:.0f} s",
             flush=True,
         )

@@ -79,9 +79,7 @@ class Backbone(nn.Module):
         self.std: tuple[float, float, float] = tuple(config["std"])
         self.crop_pct: float = config["crop_pct"]
         self.interpolation: str = config["interpolation"]
-        for part in ("attn_pool", "fc_norm", "head"):
-            if isinstance(getattr(model, part, None), nn.Module):
-                getattr(model, part).requires_grad_(False)
+        self.freeze_unused()
 
     @property
     def has_final_norm(self) -> bool:
@@ -92,6 +90,13 @@ class Backbone(nn.Module):
     def num_tokens(self) -> int:
         """T = P + N."""
         return self.num_prefix_tokens + self.num_patches
+
+    def freeze_unused(self) -> None:
+        """Freeze what stands behind the final norm: no gradient reaches it, and an export holds it as it came."""
+        for name in ("attn_pool", "fc_norm", "head"):
+            part = getattr(self.model, name, None)
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False)
 
     def embed_patches(self, images: Tensor) -> Tensor:
         """images [B, 3, H, W], normalised, of the model's size -> one embedding a patch [B, N, C]."""

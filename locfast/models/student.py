@@ -7,9 +7,6 @@ from torch import nn
 
 from locfast.models.backbone import Backbone
 
-# Everything behind the final norm: no gradient reaches it, so it stays as it was, and is exported as it was.
-UNUSED = ("attn_pool", "fc_norm", "head", "head_drop")
-
 
 def make_student(backbone: Backbone, *, new_norm: bool, new_last_block: bool) -> Backbone:
     """Turn `backbone`, in place, into a student: trainable, its final norm and perhaps its last block made anew.
@@ -19,14 +16,11 @@ def make_student(backbone: Backbone, *, new_norm: bool, new_last_block: bool) ->
     Locality Alignment, appendix C.
     """
     backbone.requires_grad_(True)
+    backbone.freeze_unused()
     if new_norm or not backbone.has_final_norm:
         backbone.model.norm = nn.LayerNorm(backbone.embed_dim, eps=backbone.norm_eps)
     if new_last_block:
         _initialise(backbone.model.blocks[-1])
-    for name in UNUSED:
-        part = getattr(backbone.model, name, None)
-        if isinstance(part, nn.Module):
-            part.requires_grad_(False)
     return backbone
 
 
