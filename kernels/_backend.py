@@ -74,9 +74,12 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 @torch.compiler.assume_constant_result  # probing touches files and logs: nothing for a graph
-def choose(op: str, device: torch.device, dtype: torch.dtype, asked: str = "auto") -> str:
-    """The backend that `op` takes for tensors of this device and dtype. Raises BackendError, or says once why."""
-    choice = _choice(op, device, dtype, asked)
+def choose(op: str, device: torch.device, dtype: torch.dtype, asked: str = "auto", plain_because: str = "") -> str:
+    """The backend that `op` takes for tensors of this device and dtype. Raises BackendError, or says once why.
+
+    plain_because: why only plain PyTorch will do for this call, whatever the device ("it takes no bias").
+    """
+    choice = _choice(op, device, dtype, asked, plain_because)
     if choice.reason and (op, str(choice)) not in _said:
         _said.add((op, str(choice)))
         # On a GPU a slower backend than could be is news; on a CPU it is what everybody expects.
@@ -97,8 +100,10 @@ def describe(device: torch.device | str, dtype: torch.dtype = torch.float32) -> 
     return result
 
 
-def _choice(op: str, device: torch.device, dtype: torch.dtype, asked: str) -> Choice:
+def _choice(op: str, device: torch.device, dtype: torch.dtype, asked: str, plain_because: str = "") -> Choice:
     probes = _registry[op]
+    if plain_because:
+        probes = {name: probe if name in PLAIN else lambda *_: plain_because for name, probe in probes.items()}
     source = f"backend={asked!r}"
     if asked == "auto":
         if _chosen is not None:

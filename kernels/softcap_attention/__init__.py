@@ -3,163 +3,131 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.flop_counter import register_flop_formula
 
 from .. import _backend
-from . import reference, tiled
+from . import cuda, ops, reference
 
 OP = "softcap_attention"
+MAX_HEAD_DIM = 256
+"""Wider heads exist in no ViT and would not fit the fused kernels' tiles."""
 
 
 def softcap_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    *,
     softcap: float | None,
     scale: float | None = None,
+    key_mask: Tensor | None = None,
     bias: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """softmax(softcap * tanh(q k^T * scale / softcap) + bias) v.
+    """softmax(softcap * tanh((q k^T * scale + bias) / softcap)) v over the keys that key_mask keeps.
 
-    q, k, v [B, H, T, D] of one dtype  ->  [B, H, T, D] in that dtype. softcap: in units of the logits, > 0; None for
-    plain attention (through F.scaled_dot_product_attention). scale: default D^-0.5. bias: broadcastable to
-    [B, H, T, T], added after the cap; -inf hides a token.
+    q [B, H, Tq, D], k and v [B, H, Tk, D], of one dtype and with any strides (packed projections are read where they
+    are)  ->  [B, H, Tq, D] in that dtype, laid out so that `.transpose(1, 2).flatten(2)` copies nothing.
+    softcap: in units of the logits, > 0; None for plain attention. scale: default D^-0.5.
+    key_mask [B, Tk] bool, True = kept: hidden keys have no weight, whatever they hold; a query with no key gets zeros.
+    bias: broadcastable to [B, H, Tq, Tk], added before the cap; on `reference` and `tiled` only.
 
-    Differentiable in q, k, v and bias; the reference backend twice. Under autocast q, k and v are cast as PyTorch's
-    own attention casts them. The cap is the public MaskEmbed code's (Locality Alignment, student encoder, cap 30).
+    Differentiable in q, k, v and bias; on the reference backend twice. Nothing of size T x T is stored but there. Under
+    autocast q, k and v are cast as PyTorch's own attention casts them, which is also what `auto` takes without a cap.
+    The cap is the public MaskEmbed code's (Locality Alignment, student encoder, cap 30).
     Raises ValueError for shapes and dtypes that do not fit, BackendError for a named backend that cannot run.
     """
-    _check(q, k, v, softcap, bias)
+    _check(q, k, v, softcap, key_mask, bias, backend)
     if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    chosen = _backend.choose(OP, q.device, q.dtype, backend)
+    chosen = _backend.choose(OP, q.device, q.dtype, backend, "" if bias is None else "it takes no bias")
     if chosen == "reference":
-        return reference.softcap_attention(q, k, v, softcap, scale, bias)
+        return reference.softcap_attention(q, k, v, softcap, scale, key_mask, bias)
+    if softcap is None and backend == "auto":
+        return _pytorchs_attention(q, k, v, scale, key_mask, bias)
     if bias is not None:
         bias = bias.reshape(*(1,) * (4 - bias.ndim), *bias.shape)
-    if softcap is None:
-        mask = None if bias is None else bias.to(q.dtype)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    return torch.ops.locfast.softcap_attention(q, k, v, softcap, scale, bias)
+    return ops.forward_op(q, k, v, softcap, scale, key_mask, bias, chosen)[0]
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, softcap: float | None, bias: Tensor | None) -> None:
-    if q.ndim != 4 or not (q.shape == k.shape == v.shape):
+def _pytorchs_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, key_mask: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """F.scaled_dot_product_attention, and zeros where no key is kept."""
+    if key_mask is None:
+        return F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype), scale=scale)
+    alive = key_mask.any(-1)[:, None, None, None]
+    hidden = ~key_mask[:, None, :, None]
+    k, v = k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)
+    mask = key_mask[:, None, None, :] | ~alive  # a row with no key left sees all of them, and is zeroed below
+    if bias is not None:
+        mask = torch.where(mask, bias.to(q.dtype), -torch.inf)
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale).masked_fill(~alive, 0)
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    softcap: float | None,
+    key_mask: Tensor | None,
+    bias: Tensor | None,
+    backend: str,
+) -> None:
+    if q.ndim != 4 or k.shape != v.shape or k.ndim != 4 or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
         raise ValueError(
-            f"softcap_attention: q, k and v must share one shape [B, H, T, D], got {list(q.shape)}, {list(k.shape)} "
-            f"and {list(v.shape)}"
+            "softcap_attention: q [B, H, Tq, D] and k, v [B, H, Tk, D] must share B, H and D, "
+            f"got q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)}"
+        )
+    batch, heads, tokens, head_dim = q.shape
+    if head_dim > MAX_HEAD_DIM and backend != "reference":
+        raise ValueError(
+            f"softcap_attention: head dim {head_dim} of q {list(q.shape)} is beyond {MAX_HEAD_DIM}. Use more heads, or "
+            "backend='reference', which takes any."
         )
     autocast = torch.is_autocast_enabled(q.device.type)
     if not q.is_floating_point() or not (autocast or q.dtype == k.dtype == v.dtype):
         raise ValueError(
             f"softcap_attention: q, k and v must share one floating dtype, got {q.dtype}, {k.dtype} and {v.dtype}"
         )
+    others = [t for t in (k, v, key_mask, bias) if t is not None]
+    if any(t.device != q.device for t in others):
+        found = ", ".join(str(t.device) for t in (q, *others))
+        raise ValueError(f"softcap_attention: all tensors must be on one device, got {found}")
     if softcap is not None and not 0 < softcap < math.inf:  # inf * tanh(x / inf) is inf * 0
         raise ValueError(f"softcap_attention: softcap must be positive and finite, or None, got {softcap}")
+    keys = k.shape[2]
+    if key_mask is not None and (key_mask.dtype != torch.bool or key_mask.shape != (batch, keys)):
+        raise ValueError(
+            f"softcap_attention: key_mask must be bool [B, Tk] = {[batch, keys]} (True = kept), "
+            f"got {key_mask.dtype} {list(key_mask.shape)}"
+        )
     if bias is None:
         return
-    batch, heads, tokens, _ = q.shape
-    full = (batch, heads, tokens, tokens)
+    full = (batch, heads, tokens, keys)
     fits = bias.ndim <= 4 and all(
         have in (1, want) for have, want in zip(reversed(bias.shape), reversed(full), strict=False)
     )
     if not fits or not bias.is_floating_point():
         raise ValueError(
-            f"softcap_attention: bias must be floating and broadcastable to [B, H, T, T] = {list(full)}, "
+            f"softcap_attention: bias must be floating and broadcastable to [B, H, Tq, Tk] = {list(full)}, "
             f"got {bias.dtype} {list(bias.shape)}"
         )
-
-
-def _forward(q: Tensor, k: Tensor, v: Tensor, softcap: float, scale: float, bias: Tensor | None) -> Tensor:
-    with torch.autocast(q.device.type, enabled=False):
-        return tiled.softcap_attention(q, k, v, softcap, scale, bias)
-
-
-def _backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    softcap: float,
-    scale: float,
-    bias: Tensor | None,
-    needs_bias_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    with torch.autocast(q.device.type, enabled=False):
-        *grads, bias_grad = tiled.softcap_attention_backward(grad, q, k, v, softcap, scale, bias, needs_bias_grad)
-    # An op's schema has no optional results: a gradient that nobody wants is an empty tensor.
-    return grads[0], grads[1], grads[2], q.new_zeros(0) if bias_grad is None else bias_grad
-
-
-forward_op = torch.library.custom_op("locfast::softcap_attention", _forward, mutates_args=())
-backward_op = torch.library.custom_op("locfast::softcap_attention_backward", _backward, mutates_args=())
-
-
-@forward_op.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, softcap: float, scale: float, bias: Tensor | None) -> Tensor:
-    return q.new_empty(q.shape)
-
-
-@backward_op.register_fake
-def _(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    softcap: float,
-    scale: float,
-    bias: Tensor | None,
-    needs_bias_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    bias_grad = q.new_empty(0) if bias is None or not needs_bias_grad else bias.new_empty(bias.shape)
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), bias_grad
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    q, k, v, ctx.softcap, ctx.scale, bias = inputs
-    ctx.save_for_backward(q, k, v, bias)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, v, bias = ctx.saved_tensors
-    needs_bias_grad = ctx.needs_input_grad[5]
-    q_grad, k_grad, v_grad, bias_grad = torch.ops.locfast.softcap_attention_backward(
-        grad, q, k, v, ctx.softcap, ctx.scale, bias, needs_bias_grad
-    )
-    return q_grad, k_grad, v_grad, None, None, bias_grad if needs_bias_grad else None
-
-
-forward_op.register_autograd(_differentiate, setup_context=_setup_context)
-
-
-@register_flop_formula(torch.ops.locfast.softcap_attention)
-def _forward_flops(q_shape: torch.Size, *args: Any, **kwargs: Any) -> int:
-    """Two products of T x T x D for every head, two FLOPs a multiply-add."""
-    batch, heads, tokens, head_dim = q_shape
-    return 4 * batch * heads * tokens * tokens * head_dim
-
-
-@register_flop_formula(torch.ops.locfast.softcap_attention_backward)
-def _backward_flops(grad_shape: torch.Size, *args: Any, **kwargs: Any) -> int:
-    """Five such products: the scores once more, and those of the gradients of v, weights, q and k."""
-    return _forward_flops(grad_shape) * 5 // 2
 
 
 _backend.register(
     OP,
     {
-        "triton": _backend.absent,
-        "cuda": _backend.absent,
+        "triton": _backend.triton_probe,
         "tiled": _backend.anywhere,
         "reference": _backend.anywhere,
+        # Behind the others: `auto` takes it once a committed measurement shows that it beats Triton.
+        "cuda": cuda.probe,
     },
 )
 

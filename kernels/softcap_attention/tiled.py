@@ -7,21 +7,32 @@ Rows are whole, so the softmax is PyTorch's own, and every sum has one order: de
 import torch
 from torch import Tensor
 
-MAX_BLOCK_SCORES = 1 << 25
-"""Scores in memory at a time: 128 MiB in fp32. Short sequences (the demo's 65 tokens) are one block."""
+MAX_BLOCK_SCORES = 1 << 22
+"""Scores in memory at a time: 16 MiB in fp32, a few of them within a processor's last cache."""
 
 
-def softcap_attention(q: Tensor, k: Tensor, v: Tensor, softcap: float, scale: float, bias: Tensor | None) -> Tensor:
-    """q, k, v [B, H, T, D], bias broadcastable over [B, H, T, T]  ->  [B, H, T, D] in q's dtype.
+def softcap_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    softcap: float | None,
+    scale: float,
+    key_mask: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """q [B, H, Tq, D], k, v [B, H, Tk, D], key_mask [B, Tk], bias as in the reference  ->  [B, H, Tq, D] in q's dtype.
 
     Inputs in bf16 and fp16 are computed in fp32, which costs tensor cores on a GPU: there it is the fallback.
     """
     compute = _compute_dtype(q)
-    keys, values = k.to(compute), v.to(compute)
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    for rows in _blocks(q):
-        tanh = _capped(q[:, :, rows].to(compute), keys, softcap, scale)
-        out[:, :, rows] = _softmax(tanh.mul_(softcap), bias, rows) @ values
+    keys, values = _select(k.to(compute), key_mask), _select(v.to(compute), key_mask)
+    batch, heads, tokens, head_dim = q.shape
+    out = torch.empty(batch, tokens, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
+    for rows in _blocks(q, k):
+        logits = _logits(q[:, :, rows].to(compute), keys, scale, bias, rows)
+        if softcap is not None:
+            logits.div_(softcap).tanh_().mul_(softcap)
+        out[:, :, rows] = _softmax(logits, key_mask) @ values
     return out
 
 
@@ -30,57 +41,76 @@ def softcap_attention_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    softcap: float,
+    softcap: float | None,
     scale: float,
-    bias: Tensor | None,
-    needs_bias_grad: bool,
+    key_mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    needs_bias_grad: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of q, k, v [B, H, T, D] and of bias (its own shape, or None where it is not needed)."""
+    """Gradients of q, k, v in their shapes and dtypes, and of bias (its own shape, or None where it is not needed)."""
     compute = _compute_dtype(q)
-    keys, values = k.to(compute), v.to(compute)
-    q_grad = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    k_grad, v_grad = torch.zeros_like(keys), torch.zeros_like(values)
+    keys, values = _select(k.to(compute), key_mask), _select(v.to(compute), key_mask)
+    batch, heads, tokens, head_dim = q.shape
+    q_grad = torch.empty(batch, tokens, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
+    k_grad, v_grad = (
+        torch.zeros(batch, k.shape[2], heads, head_dim, dtype=compute, device=k.device).transpose(1, 2)
+        for _ in range(2)
+    )
     bias_grad = None
     if bias is not None and needs_bias_grad:
         bias_grad = torch.zeros(bias.shape, dtype=compute, device=bias.device)
-    for rows in _blocks(q):
+    for rows in _blocks(q, k):
         queries, out_grad = q[:, :, rows].to(compute), grad[:, :, rows].to(compute)
-        tanh = _capped(queries, keys, softcap, scale)
-        weights = _softmax(tanh * softcap, bias, rows)
+        logits = _logits(queries, keys, scale, bias, rows)
+        tanh = None if softcap is None else logits.div_(softcap).tanh_()
+        weights = _softmax(logits if tanh is None else tanh * softcap, key_mask)
         v_grad += weights.transpose(-2, -1) @ out_grad
         # Softmax's derivative from the weights themselves: a shortcut through the rounded output loses digits in bf16.
         logits_grad = (out_grad @ values.transpose(-2, -1)).mul_(weights)
         logits_grad.addcmul_(weights, logits_grad.sum(-1, keepdim=True), value=-1)
+        if tanh is not None:
+            logits_grad.mul_(tanh.square_().neg_().add_(1.0))
         if bias_grad is not None:
             part = bias_grad if bias_grad.shape[-2] == 1 else bias_grad[:, :, rows]
             part += logits_grad.sum_to_size(part.shape)
-        scores_grad = logits_grad.mul_(tanh.square_().neg_().add_(1.0)).mul_(scale)
-        q_grad[:, :, rows] = scores_grad @ keys
-        k_grad += scores_grad.transpose(-2, -1) @ queries
+        logits_grad.mul_(scale)
+        q_grad[:, :, rows] = logits_grad @ keys
+        k_grad += logits_grad.transpose(-2, -1) @ queries
     if bias_grad is not None and bias is not None:
         bias_grad = bias_grad.to(bias.dtype)
     return q_grad, k_grad.to(k.dtype), v_grad.to(v.dtype), bias_grad
 
 
-def _capped(queries: Tensor, keys: Tensor, softcap: float, scale: float) -> Tensor:
-    """tanh(q k^T * scale / softcap) for a block of rows: [B, H, rows, T]."""
-    return (queries @ keys.transpose(-2, -1)).mul_(scale / softcap).tanh_()
-
-
-def _softmax(logits: Tensor, bias: Tensor | None, rows: slice) -> Tensor:
+def _logits(queries: Tensor, keys: Tensor, scale: float, bias: Tensor | None, rows: slice) -> Tensor:
+    """q k^T * scale + bias for a block of rows: [B, H, rows, Tk]."""
+    logits = (queries @ keys.transpose(-2, -1)).mul_(scale)
     if bias is not None:
-        logits.add_(bias if bias.shape[-2] == 1 else bias[:, :, rows])
-    return torch.softmax(logits, dim=-1)
+        logits += bias if bias.shape[-2] == 1 else bias[:, :, rows]
+    return logits
+
+
+def _softmax(logits: Tensor, key_mask: Tensor | None) -> Tensor:
+    """As in the reference: no weight for hidden keys, and none at all in a row with no key left."""
+    if key_mask is None:
+        return torch.softmax(logits, dim=-1)
+    hidden = ~key_mask[:, None, None, :]
+    logits.masked_fill_(hidden & key_mask.any(-1)[:, None, None, None], -torch.inf)
+    return torch.softmax(logits, dim=-1).masked_fill_(hidden, 0)
+
+
+def _select(tokens: Tensor, key_mask: Tensor | None) -> Tensor:
+    """Zero hidden tokens of [B, H, Tk, D] by selection: a NaN in one must not leak through 0 * NaN."""
+    return tokens if key_mask is None else tokens.masked_fill(~key_mask[:, None, :, None], 0)
 
 
 def _compute_dtype(q: Tensor) -> torch.dtype:
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
-def _blocks(q: Tensor) -> list[slice]:
+def _blocks(q: Tensor, k: Tensor) -> list[slice]:
     """Even blocks of query rows that keep within MAX_BLOCK_SCORES (but no fewer than 16 rows)."""
     batch, heads, tokens, _ = q.shape
-    most = max(16, MAX_BLOCK_SCORES // max(1, batch * heads * tokens))
+    most = max(16, MAX_BLOCK_SCORES // max(1, batch * heads * k.shape[2]))
     count = max(1, -(-tokens // most))
     size = max(1, -(-tokens // count))
     return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]

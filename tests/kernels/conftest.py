@@ -1,6 +1,6 @@
 import pytest
 
-from .interpreter import mend_bf16_casts
+from .interpreter import mend_interpreter
 
 
 @pytest.fixture(autouse=True)
@@ -10,4 +10,4 @@ def _strict_memory(poisoned_memory):
 
 @pytest.fixture(autouse=True)
 def _right_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    mend_bf16_casts(monkeypatch)
+    mend_interpreter(monkeypatch)

@@ -1,17 +1,22 @@
-"""Triton's CPU interpreter truncates fp32 to bf16 where a GPU rounds to nearest even; tests put that right.
+"""What Triton's CPU interpreter gets wrong or leaves out, put right for tests.
 
-Kernels are never changed to please the interpreter, so the correction lives here.
+It truncates fp32 to bf16 where a GPU rounds to nearest even, multiplies the raw bit patterns of bf16 operands, and
+runs no inline assembly. Kernels are never changed to please the interpreter, so the corrections live here.
 """
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+TANH = "tanh.approx.f32 $0, $1;"
 
-def mend_bf16_casts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the interpreter's casts between fp32 and bf16 those of the hardware. Does nothing without Triton."""
+
+def mend_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the interpreter the hardware's bf16 casts and products, and its tanh. Does nothing without Triton."""
     interpreter = pytest.importorskip("triton.runtime.interpreter")
     tl = pytest.importorskip("triton.language")
-    convert = interpreter._convert_float
+    convert, dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
 
     def convert_float(data, source, target, rounding):
         if source == tl.bfloat16 and target == tl.float32:
@@ -22,4 +27,30 @@ def mend_bf16_casts(monkeypatch: pytest.MonkeyPatch) -> None:
             return np.where(np.isnan(data), 0x7FC0, rounded).astype(np.uint16)
         return convert(data, source, target, rounding)
 
+    def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+        def wide(operand):
+            if operand.dtype.scalar != tl.bfloat16:
+                return operand
+            return interpreter.TensorHandle(widen_bf16(operand.data), tl.float32)
+
+        return dot(self, wide(a), wide(b), d, input_precision, max_num_imprecise_acc)
+
+    def create_inline_asm(self, inline_asm, constraints, values, kind, is_pure, pack):
+        assert inline_asm == TANH, f"no emulation of {inline_asm!r}"
+        tanh = interpreter.TensorHandle(hardware_tanh(values[0].data), tl.float32)
+        return SimpleNamespace(get_result=lambda index: tanh)
+
     monkeypatch.setattr(interpreter, "_convert_float", convert_float)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_inline_asm", create_inline_asm)
+
+
+def widen_bf16(bits: np.ndarray) -> np.ndarray:
+    """The fp32 values of bf16 bit patterns."""
+    return (np.ascontiguousarray(bits).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def hardware_tanh(x: np.ndarray) -> np.ndarray:
+    """tanh.approx.f32 is good to a relative error of 2^-11 (PTX ISA): tanh rounded to 11 bits of mantissa."""
+    mantissa, exponent = np.frexp(np.tanh(x.astype(np.float64)))
+    return np.ldexp(np.round(mantissa * 2**11) / 2**11, exponent).astype(np.float32)

@@ -1,0 +1,143 @@
+"""The registered operators: what eager PyTorch, autograd, torch.compile and FLOP counters see of a backend."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from . import cuda, tiled
+
+
+def _fused(backend: str) -> ModuleType:
+    """The module of a fused backend; Triton is imported only when it is wanted."""
+    return cuda if backend == "cuda" else importlib.import_module(".triton", __package__)
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    softcap: float | None,
+    scale: float,
+    key_mask: Tensor | None,
+    bias: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    if backend == "tiled":
+        with torch.autocast(q.device.type, enabled=False):
+            out = tiled.softcap_attention(q, k, v, softcap, scale, key_mask, bias)
+        return out, q.new_empty(0, dtype=torch.float32)
+    q, k, v = (_with_unit_stride(t) for t in (q, k, v))
+    return _fused(backend).softcap_attention(q, k, v, softcap, scale, key_mask)
+
+
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    softcap: float | None,
+    scale: float,
+    key_mask: Tensor | None,
+    bias: Tensor | None,
+    needs_bias_grad: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if backend == "tiled":
+        with torch.autocast(q.device.type, enabled=False):
+            *grads, bias_grad = tiled.softcap_attention_backward(
+                grad, q, k, v, softcap, scale, key_mask, bias, needs_bias_grad
+            )
+    else:
+        grad, q, k, v = (_with_unit_stride(t) for t in (grad, q, k, v))
+        grads = _fused(backend).softcap_attention_backward(grad, q, k, v, out, lse, softcap, scale, key_mask)
+        bias_grad = None
+    # An op's schema has no optional results: a gradient that nobody wants is an empty tensor.
+    return grads[0], grads[1], grads[2], q.new_empty(0) if bias_grad is None else bias_grad
+
+
+def _with_unit_stride(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+forward_op = torch.library.custom_op("locfast::softcap_attention", _forward, mutates_args=())
+backward_op = torch.library.custom_op("locfast::softcap_attention_backward", _backward, mutates_args=())
+
+
+def _tokens_outside_heads(like: Tensor) -> Tensor:
+    """Empty, of the shape of `like` [B, H, T, D], laid out as a contiguous [B, T, H, D]: how projections want it."""
+    batch, heads, tokens, head_dim = like.shape
+    return like.new_empty(batch, tokens, heads, head_dim).transpose(1, 2)
+
+
+@forward_op.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    softcap: float | None,
+    scale: float,
+    key_mask: Tensor | None,
+    bias: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    saved = (0,) if backend == "tiled" else q.shape[:3]
+    return _tokens_outside_heads(q), q.new_empty(saved, dtype=torch.float32)
+
+
+@backward_op.register_fake
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    softcap: float | None,
+    scale: float,
+    key_mask: Tensor | None,
+    bias: Tensor | None,
+    needs_bias_grad: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    bias_grad = q.new_empty(0) if bias is None or not needs_bias_grad else bias.new_empty(bias.shape)
+    return *(_tokens_outside_heads(t) for t in (q, k, v)), bias_grad
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, ctx.softcap, ctx.scale, key_mask, bias, ctx.backend = inputs
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(q, k, v, out, lse, key_mask, bias)
+
+
+def _differentiate(ctx: Any, grad: Tensor, lse_grad: Tensor | None) -> tuple[Tensor | None, ...]:
+    q, k, v, out, lse, key_mask, bias = ctx.saved_tensors
+    needs_bias_grad = ctx.needs_input_grad[6]
+    q_grad, k_grad, v_grad, bias_grad = torch.ops.locfast.softcap_attention_backward(
+        grad, q, k, v, out, lse, ctx.softcap, ctx.scale, key_mask, bias, needs_bias_grad, ctx.backend
+    )
+    return q_grad, k_grad, v_grad, None, None, None, bias_grad if needs_bias_grad else None, None
+
+
+forward_op.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.locfast.softcap_attention)
+def _forward_flops(q_shape: torch.Size, k_shape: torch.Size, *args: Any, **kwargs: Any) -> int:
+    """Two products of Tq x Tk x D for every head, two FLOPs a multiply-add."""
+    batch, heads, queries, head_dim = q_shape
+    return 4 * batch * heads * queries * k_shape[2] * head_dim
+
+
+@register_flop_formula(torch.ops.locfast.softcap_attention_backward)
+def _backward_flops(grad_shape: torch.Size, q_shape: torch.Size, k_shape: torch.Size, *args: Any, **kwargs: Any) -> int:
+    """Five such products: the scores once more, and those of the gradients of v, weights, q and k."""
+    return _forward_flops(q_shape, k_shape) * 5 // 2

@@ -1,0 +1,249 @@
+"""Soft-capped flash attention in Triton: tiles, launches, and the list of compiled forms.
+
+A program owns a block of rows and walks over the other side's tokens in full blocks, then over one smaller tail, so 577
+tokens cost 592, not 640. Saved for the backward: out and the log-sum-exp. Deterministic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from .._variants import Variant
+from .triton_backward import _backward_kv_kernel, _backward_q_kernel
+from .triton_forward import _forward_kernel
+
+LOG2E = math.log2(math.e)
+MAX_SHIFTED_CAP = 80.0
+"""Caps up to here need no running maximum: exp(2 cap - 87), times 8192 keys, times values of 100, stays within fp32."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How a kernel is cut: rows of queries and of keys, warps of a program, depth of its load pipeline."""
+
+    block_q: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+NARROW, WIDE = 64, 128
+"""Tiles are chosen for head dims up to 64, up to 128 and up to 256 (72 and 80 count as 128: two parts)."""
+DEFAULT_TILES = {
+    ("forward", 16): (Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 3), Tiles(64, 32, 4, 2)),
+    ("backward_q", 16): (Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 2), Tiles(64, 32, 8, 2)),
+    ("backward_kv", 16): (Tiles(64, 64, 4, 2), Tiles(64, 64, 8, 2), Tiles(32, 64, 8, 2)),
+    ("forward", 32): (Tiles(32, 32, 4, 2), Tiles(32, 32, 8, 2), Tiles(16, 32, 8, 1)),
+    ("backward_q", 32): (Tiles(32, 32, 4, 1), Tiles(32, 32, 8, 1), Tiles(16, 16, 8, 1)),
+    ("backward_kv", 32): (Tiles(32, 32, 4, 1), Tiles(32, 32, 8, 1), Tiles(16, 16, 8, 1)),
+}
+"""By kernel and bits of the dtype, for narrow, wide and widest heads. Chosen by what the compiler shows for sm_90; not
+measured yet."""
+
+tiles_override: dict[str, Tiles] = {}
+"""Tiles by kernel name ("forward", "backward_q", "backward_kv") that a benchmark tries instead of the defaults."""
+bf16_tanh = "hardware"
+"""hardware or polynomial: how bf16 takes its tanh (fp16 and fp32 take an accurate one)."""
+
+
+def tiles(kernel: str, head_dim: int, dtype: torch.dtype) -> Tiles:
+    """Those that a launch takes."""
+    if kernel in tiles_override:
+        return tiles_override[kernel]
+    width = 0 if head_dim <= NARROW else 1 if head_dim <= WIDE else 2
+    return DEFAULT_TILES[kernel, torch.finfo(dtype).bits][width]
+
+
+def softcap_attention(
+    q: Tensor, k: Tensor, v: Tensor, softcap: float | None, scale: float, key_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """q [B, H, Tq, D], k, v [B, H, Tk, D] of last stride 1  ->  out [B, H, Tq, D], log-sum-exp [B, H, Tq] fp32."""
+    batch, heads, queries, head_dim = q.shape
+    out = torch.empty(batch, queries, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
+    lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
+    if out.numel() == 0:
+        return out, lse
+    cut = tiles("forward", head_dim, q.dtype)
+    shift = _shift(softcap, q.dtype)
+    constants = _constants(cut, head_dim, q.dtype, k.shape[2], "k", softcap, key_mask is not None)
+    _forward_kernel[(batch * heads * triton.cdiv(queries, cut.block_q),)](
+        q,
+        k,
+        v,
+        _bytes(key_mask, lse),
+        out,
+        lse,
+        *_strides(q, k, v, out),
+        heads,
+        queries,
+        k.shape[2],
+        *_scales(softcap, scale),
+        0.0 if shift is None else shift * LOG2E,
+        ONLINE=shift is None,
+        ALIGN=_alignment(q, k, v, out),
+        **constants,
+        num_warps=cut.num_warps,
+        num_stages=cut.num_stages,
+    )
+    return out, lse
+
+
+def softcap_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    softcap: float | None,
+    scale: float,
+    key_mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v; `out` and `lse` as the forward gave them, `grad` [B, H, Tq, D] of last stride 1."""
+    batch, heads, queries, head_dim = q.shape
+    keys = k.shape[2]
+    q_grad = torch.empty(batch, queries, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
+    k_grad, v_grad = (
+        torch.empty(batch, keys, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2) for _ in range(2)
+    )
+    if q_grad.numel() == 0 or k_grad.numel() == 0:
+        return q_grad.zero_(), k_grad.zero_(), v_grad.zero_()
+    delta = torch.empty_like(lse)
+    align = _alignment(grad, q, k, v, out)
+    sizes = (heads, queries, keys, *_scales(softcap, scale), scale)
+    mask = _bytes(key_mask, lse)
+
+    cut = tiles("backward_q", head_dim, q.dtype)
+    _backward_q_kernel[(batch * heads * triton.cdiv(queries, cut.block_q),)](
+        *(grad, q, k, v, out, q_grad, lse, delta, mask),
+        *_strides(grad, q, k, v, out),
+        *sizes,
+        ALIGN=align,
+        **_constants(cut, head_dim, q.dtype, keys, "k", softcap, key_mask is not None),
+        num_warps=cut.num_warps,
+        num_stages=cut.num_stages,
+    )
+    cut = tiles("backward_kv", head_dim, q.dtype)
+    _backward_kv_kernel[(batch * heads * triton.cdiv(keys, cut.block_k),)](
+        *(grad, q, k, v, k_grad, v_grad, lse, delta, mask),
+        *_strides(grad, q, k, v, k_grad),
+        *sizes,
+        ALIGN=align,
+        **_constants(cut, head_dim, q.dtype, queries, "q", softcap, key_mask is not None),
+        num_warps=cut.num_warps,
+        num_stages=cut.num_stages,
+    )
+    return q_grad, k_grad, v_grad
+
+
+def _shift(softcap: float | None, dtype: torch.dtype) -> float | None:
+    """The constant that stands for a row's highest logit in exp(s - shift); None where a running maximum is needed.
+
+    Without one, weights reach from exp(-softcap - shift) to exp(softcap - shift), which fp16 cannot hold.
+    """
+    if softcap is None or softcap > MAX_SHIFTED_CAP or dtype == torch.float16:
+        return None
+    return min(softcap, 87.0 - softcap)
+
+
+def _scales(softcap: float | None, scale: float) -> tuple[float, float]:
+    """What turns q k^T into the argument of tanh, and tanh into a logit in powers of two."""
+    return (scale * LOG2E, 1.0) if softcap is None else (scale / softcap, softcap * LOG2E)
+
+
+def _constants(
+    cut: Tiles, head_dim: int, dtype: torch.dtype, walked: int, side: str, softcap: float | None, has_mask: bool
+) -> dict[str, Any]:
+    """Compile-time arguments of a kernel that walks over `walked` tokens of `side` ("q" or "k")."""
+    first = max(16, 1 << (head_dim.bit_length() - 1))
+    second = max(0, head_dim - first)
+    if second:
+        second = max(16, triton.next_power_of_2(second))
+    if second >= first:
+        first, second = 2 * first, 0
+    block = cut.block_q if side == "q" else cut.block_k
+    rest = walked % block
+    tanh = bf16_tanh if dtype == torch.bfloat16 else "accurate"
+    return {
+        "D": head_dim,
+        "D0": first,
+        "D1": second,
+        "BLOCK_Q": cut.block_q,
+        "BLOCK_K": cut.block_k,
+        "TAIL": max(16, triton.next_power_of_2(rest)) if rest else 0,
+        "TANH": "none" if softcap is None else tanh,
+        "HAS_MASK": has_mask,
+        "PRECISION": "ieee",  # of products of fp32 tiles; 16-bit ones run on tensor cores either way
+    }
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    """Strides of batch, head and token of each."""
+    return [stride for t in tensors for stride in t.stride()[:3]]
+
+
+def _alignment(*tensors: Tensor) -> int:
+    """Elements by which all strides can be divided, up to 16 bytes' worth: what loads may rely on."""
+    most = 16 // tensors[0].element_size()
+    return math.gcd(most, *_strides(*tensors))
+
+
+def _bytes(key_mask: Tensor | None, otherwise: Tensor) -> Tensor:
+    """The mask as bytes; where there is none, any pointer, which is not read."""
+    return otherwise if key_mask is None else key_mask.contiguous().view(torch.uint8)
+
+
+def variants() -> list[Variant]:
+    """The forms that ViTs use: every head dim at its usual length, in bf16, fp16 and fp32."""
+    lengths = {64: 577, 72: 729, 80: 257, 96: 577, 128: 577, 256: 577}
+    return [
+        _variant(name, kernel, dtype, head_dim, tokens)
+        for name, kernel in _KERNELS.items()
+        for dtype in (torch.bfloat16, torch.float16, torch.float32)
+        for head_dim, tokens in lengths.items()
+        if dtype != torch.float32 or head_dim in (64, 80, 128)
+    ]
+
+
+_KERNELS: dict[str, Callable[..., Any]] = {
+    "forward": _forward_kernel,
+    "backward_q": _backward_q_kernel,
+    "backward_kv": _backward_kv_kernel,
+}
+
+
+def _variant(name: str, kernel: Any, dtype: torch.dtype, head_dim: int, tokens: int) -> Variant:
+    cut, softcap = tiles(name, head_dim, dtype), 30.0
+    constants = _constants(cut, head_dim, dtype, tokens, "q" if name == "backward_kv" else "k", softcap, False)
+    constants["ALIGN"] = 16 // dtype.itemsize
+    if name == "forward":
+        constants["ONLINE"] = _shift(softcap, dtype) is None
+    short = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
+    types = {}
+    for argument in kernel.arg_names:
+        if argument.endswith("_ptr"):
+            types[argument] = f"*{short}"
+        elif argument in ("scale", "cap", "shift", "logit_scale"):
+            types[argument] = "fp32"
+        elif argument not in constants:
+            types[argument] = "i32"
+    types |= {name: "*fp32" for name in ("lse_ptr", "delta_ptr") if name in types} | {"mask_ptr": "*u8"}
+    return Variant(
+        name=f"softcap_attention {name} {short} D {head_dim}",
+        kernel=kernel,
+        types=types,
+        constants=constants,
+        unaligned=tuple(arg for arg, kind in types.items() if kind == "i32"),
+        num_warps=cut.num_warps,
+        num_stages=cut.num_stages,
+        dtype=short,
+        head_dim=head_dim,
+        needs_tensor_cores=dtype != torch.float32 and head_dim <= 128,
+    )

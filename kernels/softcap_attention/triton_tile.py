@@ -1,0 +1,134 @@
+"""Pieces of a tile that the soft-capped attention kernels share: tanh, loads and products of heads in two parts.
+
+A head dim is cut into two powers of two (72 = 64 + 16, of which 8 are zeros; 80 = 64 + 16; 96 = 64 + 32), because a
+Triton tile has sides that are powers of two and 128 would be 1.6 times the work at 80.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def _hardware_tanh(x):
+    return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def _polynomial_tanh(x):
+    """Off the special-function unit where a whole tile lies within |x| <= 1 (error 2.8e-6); on it otherwise."""
+    if tl.max(tl.max(tl.abs(x), 1), 0) <= 1.0:
+        square = x * x
+        p = 0.00836590204 * square - 0.0432999033
+        p = p * square + 0.129220704
+        p = p * square - 0.332658244
+        tanh = x * (p * square + 0.999968471)
+    else:
+        tanh = _hardware_tanh(x)
+    return tanh
+
+
+@triton.jit
+def _accurate_tanh(x):
+    """To 1e-7: a polynomial below 5/8, where 1 - exp would cancel, and exponentials beyond."""
+    square = x * x
+    p = -0.00571704909 * square + 0.0206505913
+    p = p * square - 0.0537434995
+    p = p * square + 0.133314913
+    p = p * square - 0.333332839
+    near = x + x * square * p
+    e = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))
+    far = (1.0 - e) / (1.0 + e)
+    return tl.where(tl.abs(x) < 0.625, near, tl.where(x < 0.0, -far, far))
+
+
+@triton.jit
+def squash(scores, scale, TANH: tl.constexpr):
+    """What the logits are made of: tanh(scores * scale) with scale = logit scale / cap; without a cap scores * scale."""
+    x = scores * scale
+    if TANH == "hardware":
+        x = _hardware_tanh(x)
+    elif TANH == "polynomial":
+        x = _polynomial_tanh(x)
+    elif TANH == "accurate":
+        x = _accurate_tanh(x)
+    return x
+
+
+@triton.jit
+def aligned(number, ALIGN: tl.constexpr):
+    """Tell the compiler that a stride or offset counts whole 16-byte pieces: a head of 72 is no multiple of 16 elements."""
+    if ALIGN > 1:
+        number = tl.multiple_of(number, ALIGN)
+    return number
+
+
+@triton.jit
+def load_parts(ptr, token, stride, inside, CHECK: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr):
+    """Tokens [rows, D0] and [rows, D1] of one head, zeros where not `inside` and beyond D; without D1 one part twice."""
+    rows = ptr + token.to(tl.int64)[:, None] * stride
+    d0 = tl.arange(0, D0)
+    if D0 > D:
+        part0 = tl.load(rows + d0[None, :], mask=inside[:, None] & (d0 < D)[None, :], other=0.0)
+    elif CHECK:
+        part0 = tl.load(rows + d0[None, :], mask=inside[:, None], other=0.0)
+    else:
+        part0 = tl.load(rows + d0[None, :])
+    part1 = part0
+    if D1 > 0:
+        d1 = D0 + tl.arange(0, D1)
+        if D0 + D1 > D:
+            part1 = tl.load(rows + d1[None, :], mask=inside[:, None] & (d1 < D)[None, :], other=0.0)
+        elif CHECK:
+            part1 = tl.load(rows + d1[None, :], mask=inside[:, None], other=0.0)
+        else:
+            part1 = tl.load(rows + d1[None, :])
+    return part0, part1
+
+
+@triton.jit
+def store_parts(ptr, token, stride, part0, part1, inside, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr):
+    rows = ptr + token.to(tl.int64)[:, None] * stride
+    d0 = tl.arange(0, D0)
+    tl.store(rows + d0[None, :], part0.to(ptr.dtype.element_ty), mask=inside[:, None] & (d0 < D)[None, :])
+    if D1 > 0:
+        d1 = D0 + tl.arange(0, D1)
+        tl.store(rows + d1[None, :], part1.to(ptr.dtype.element_ty), mask=inside[:, None] & (d1 < D)[None, :])
+
+
+@triton.jit
+def zeros_parts(ROWS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr):
+    part0 = tl.zeros((ROWS, D0), tl.float32)
+    part1 = part0
+    if D1 > 0:
+        part1 = tl.zeros((ROWS, D1), tl.float32)
+    return part0, part1
+
+
+@triton.jit
+def accumulate(a, b0, b1, acc0, acc1, D1: tl.constexpr, PRECISION: tl.constexpr):
+    """acc + a b over both parts of the head: [rows of a, D0] and [rows of a, D1], in fp32."""
+    acc0 = tl.dot(a, b0, acc0, input_precision=PRECISION)
+    if D1 > 0:
+        acc1 = tl.dot(a, b1, acc1, input_precision=PRECISION)
+    return acc0, acc1
+
+
+@triton.jit
+def products(a0, a1, b0, b1, D1: tl.constexpr, PRECISION: tl.constexpr):
+    """a b^T over both parts of the head: [rows of a, rows of b], in fp32."""
+    product = tl.dot(a0, tl.trans(b0), input_precision=PRECISION)
+    if D1 > 0:
+        product = tl.dot(a1, tl.trans(b1), product, input_precision=PRECISION)
+    return product
+
+
+@triton.jit
+def which_kept(mask_ptr, token, T, HAS_MASK: tl.constexpr):
+    """Which keys count: inside the sequence, and kept by the key mask."""
+    inside = token < T
+    if HAS_MASK:
+        inside = inside & (tl.load(mask_ptr + token, mask=inside, other=0) != 0)
+    return inside
