@@ -88,8 +88,10 @@ def _(
     bias: Tensor | None,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    saved = (0,) if backend == "tiled" else q.shape[:3]
-    return _tokens_outside_heads(q), q.new_empty(saved, dtype=torch.float32)
+    if backend == "tiled":
+        return _tokens_outside_heads(q), q.new_empty(0, dtype=torch.float32)
+    precise = torch.float64 if q.dtype == torch.float32 else torch.float32
+    return _tokens_outside_heads(q), q.new_empty(q.shape[:3], dtype=precise)
 
 
 @backward_op.register_fake
@@ -127,7 +129,12 @@ def _differentiate(ctx: Any, grad: Tensor, lse_grad: Tensor | None) -> tuple[Ten
     return q_grad, k_grad, v_grad, None, None, None, bias_grad if needs_bias_grad else None, None
 
 
+def _refuse(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError("softcap_attention: for a gradient of a gradient use backend='reference'; the others have none")
+
+
 forward_op.register_autograd(_differentiate, setup_context=_setup_context)
+backward_op.register_autograd(_refuse)
 
 
 @register_flop_formula(torch.ops.locfast.softcap_attention)

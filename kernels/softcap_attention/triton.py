@@ -34,18 +34,28 @@ class Tiles:
     num_stages: int
 
 
-NARROW, WIDE = 64, 128
-"""Tiles are chosen for head dims up to 64, up to 128 and up to 256 (72 and 80 count as 128: two parts)."""
-DEFAULT_TILES = {
-    ("forward", 16): (Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 3), Tiles(64, 32, 4, 2)),
-    ("backward_q", 16): (Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 2), Tiles(64, 32, 8, 2)),
-    ("backward_kv", 16): (Tiles(64, 64, 4, 2), Tiles(64, 64, 8, 2), Tiles(32, 64, 8, 2)),
-    ("forward", 32): (Tiles(32, 32, 4, 2), Tiles(32, 32, 8, 2), Tiles(16, 32, 8, 1)),
-    ("backward_q", 32): (Tiles(32, 32, 4, 1), Tiles(32, 32, 8, 1), Tiles(16, 16, 8, 1)),
-    ("backward_kv", 32): (Tiles(32, 32, 4, 1), Tiles(32, 32, 8, 1), Tiles(16, 16, 8, 1)),
+WIDTHS = (64, 128, 256)
+"""Tiles are chosen for head dims up to each of these (72 and 80 count as 128: they have two parts, too)."""
+CANDIDATES: dict[tuple[str, int], tuple[tuple[Tiles, ...], ...]] = {
+    ("forward", 16): (
+        (Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3)),
+        (Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 2)),
+        (Tiles(64, 32, 4, 2),),
+    ),
+    ("backward_q", 16): ((Tiles(64, 64, 4, 2),), (Tiles(64, 64, 4, 2),), (Tiles(64, 32, 8, 2),)),
+    ("backward_kv", 16): (
+        (Tiles(64, 64, 4, 2),),
+        (Tiles(32, 128, 8, 2), Tiles(32, 64, 4, 2)),
+        (Tiles(16, 64, 8, 2),),
+    ),
+    ("forward", 32): ((Tiles(32, 32, 4, 2),), (Tiles(32, 32, 8, 2),), (Tiles(16, 32, 8, 1),)),
+    ("backward_q", 32): ((Tiles(32, 32, 4, 1),), (Tiles(32, 32, 8, 1),), (Tiles(16, 16, 8, 1),)),
+    ("backward_kv", 32): ((Tiles(32, 32, 4, 1),), (Tiles(32, 32, 8, 1),), (Tiles(16, 16, 8, 1),)),
 }
-"""By kernel and bits of the dtype, for narrow, wide and widest heads. Chosen by what the compiler shows for sm_90; not
-measured yet."""
+"""By kernel and bits of the dtype, for each of WIDTHS: the best first, then smaller ones for lengths that would leave
+much of it empty. Chosen by what the compiler shows for sm_90 (docs/kernels/softcap_attention.md); not measured yet."""
+MAX_PADDING = 1.1
+"""How much more padding than the least the preferred tile may have: 257 tokens take 5 blocks of 64, not 3 of 128."""
 
 tiles_override: dict[str, Tiles] = {}
 """Tiles by kernel name ("forward", "backward_q", "backward_kv") that a benchmark tries instead of the defaults."""
@@ -53,25 +63,33 @@ bf16_tanh = "hardware"
 """hardware or polynomial: how bf16 takes its tanh (fp16 and fp32 take an accurate one)."""
 
 
-def tiles(kernel: str, head_dim: int, dtype: torch.dtype) -> Tiles:
-    """Those that a launch takes."""
+def tiles(kernel: str, head_dim: int, dtype: torch.dtype, rows: int) -> Tiles:
+    """Those that a launch takes; `rows`: queries, or for backward_kv keys, that programs share out among them."""
     if kernel in tiles_override:
         return tiles_override[kernel]
-    width = 0 if head_dim <= NARROW else 1 if head_dim <= WIDE else 2
-    return DEFAULT_TILES[kernel, torch.finfo(dtype).bits][width]
+    width = next(i for i, most in enumerate(WIDTHS) if head_dim <= most)
+    candidates = CANDIDATES[kernel, torch.finfo(dtype).bits][width]
+
+    def padded(cut: Tiles) -> int:
+        block = cut.block_k if kernel == "backward_kv" else cut.block_q
+        return -(-rows // block) * block
+
+    least = min(map(padded, candidates))
+    return next(cut for cut in candidates if padded(cut) <= MAX_PADDING * least)
 
 
 def softcap_attention(
     q: Tensor, k: Tensor, v: Tensor, softcap: float | None, scale: float, key_mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """q [B, H, Tq, D], k, v [B, H, Tk, D] of last stride 1  ->  out [B, H, Tq, D], log-sum-exp [B, H, Tq] fp32."""
+    """q [B, H, Tq, D], k, v [B, H, Tk, D] of last stride 1  ->  out [B, H, Tq, D], log-sum-exp [B, H, Tq]."""
     batch, heads, queries, head_dim = q.shape
     out = torch.empty(batch, queries, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
-    lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
+    lse = torch.empty(batch, heads, queries, dtype=lse_dtype(q.dtype), device=q.device)
     if out.numel() == 0:
         return out, lse
-    cut = tiles("forward", head_dim, q.dtype)
+    cut = tiles("forward", head_dim, q.dtype, queries)
     shift = _shift(softcap, q.dtype)
+    align = _alignment(q, k, v, out)
     constants = _constants(cut, head_dim, q.dtype, k.shape[2], "k", softcap, key_mask is not None)
     _forward_kernel[(batch * heads * triton.cdiv(queries, cut.block_q),)](
         q,
@@ -80,17 +98,16 @@ def softcap_attention(
         _bytes(key_mask, lse),
         out,
         lse,
-        *_strides(q, k, v, out),
+        *_strides(align, q, k, v, out),
         heads,
         queries,
         k.shape[2],
         *_scales(softcap, scale),
         0.0 if shift is None else shift * LOG2E,
         ONLINE=shift is None,
-        ALIGN=_alignment(q, k, v, out),
+        ALIGN=align,
         **constants,
-        num_warps=cut.num_warps,
-        num_stages=cut.num_stages,
+        **_options(cut),
     )
     return out, lse
 
@@ -115,30 +132,29 @@ def softcap_attention_backward(
     )
     if q_grad.numel() == 0 or k_grad.numel() == 0:
         return q_grad.zero_(), k_grad.zero_(), v_grad.zero_()
-    delta = torch.empty_like(lse)
+    delta = torch.empty(lse.shape, dtype=torch.float32, device=lse.device)
     align = _alignment(grad, q, k, v, out)
-    sizes = (heads, queries, keys, *_scales(softcap, scale), scale)
+    # One key has weight 1 whatever its score: then q and k get no gradient, not even a rounding error.
+    sizes = (heads, queries, keys, *_scales(softcap, scale), scale if keys > 1 else 0.0)
     mask = _bytes(key_mask, lse)
 
-    cut = tiles("backward_q", head_dim, q.dtype)
+    cut = tiles("backward_q", head_dim, q.dtype, queries)
     _backward_q_kernel[(batch * heads * triton.cdiv(queries, cut.block_q),)](
         *(grad, q, k, v, out, q_grad, lse, delta, mask),
-        *_strides(grad, q, k, v, out),
+        *_strides(align, grad, q, k, v, out),
         *sizes,
         ALIGN=align,
         **_constants(cut, head_dim, q.dtype, keys, "k", softcap, key_mask is not None),
-        num_warps=cut.num_warps,
-        num_stages=cut.num_stages,
+        **_options(cut),
     )
-    cut = tiles("backward_kv", head_dim, q.dtype)
+    cut = tiles("backward_kv", head_dim, q.dtype, keys)
     _backward_kv_kernel[(batch * heads * triton.cdiv(keys, cut.block_k),)](
         *(grad, q, k, v, k_grad, v_grad, lse, delta, mask),
-        *_strides(grad, q, k, v, k_grad),
+        *_strides(align, grad, q, k, v, k_grad),
         *sizes,
         ALIGN=align,
         **_constants(cut, head_dim, q.dtype, queries, "q", softcap, key_mask is not None),
-        num_warps=cut.num_warps,
-        num_stages=cut.num_stages,
+        **_options(cut),
     )
     return q_grad, k_grad, v_grad
 
@@ -146,11 +162,17 @@ def softcap_attention_backward(
 def _shift(softcap: float | None, dtype: torch.dtype) -> float | None:
     """The constant that stands for a row's highest logit in exp(s - shift); None where a running maximum is needed.
 
-    Without one, weights reach from exp(-softcap - shift) to exp(softcap - shift), which fp16 cannot hold.
+    Without one, weights reach from exp(-softcap - shift) to exp(softcap - shift), which fp16 cannot hold, and their sum
+    may be so far from 1 that its logarithm has too few digits for an fp32 backward.
     """
-    if softcap is None or softcap > MAX_SHIFTED_CAP or dtype == torch.float16:
+    if softcap is None or softcap > MAX_SHIFTED_CAP or dtype != torch.bfloat16:
         return None
     return min(softcap, 87.0 - softcap)
+
+
+def lse_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of the saved log-sum-exp: fp32 next to 80 is good to 4e-6, which the weights of fp32 inputs would show."""
+    return torch.float64 if dtype == torch.float32 else torch.float32
 
 
 def _scales(softcap: float | None, scale: float) -> tuple[float, float]:
@@ -184,15 +206,22 @@ def _constants(
     }
 
 
-def _strides(*tensors: Tensor) -> list[int]:
-    """Strides of batch, head and token of each."""
-    return [stride for t in tensors for stride in t.stride()[:3]]
+def _options(cut: Tiles) -> dict[str, Any]:
+    return {"num_warps": cut.num_warps, "num_stages": cut.num_stages, "enable_fp_fusion": True}
+
+
+def _strides(unit: int, *tensors: Tensor) -> list[int]:
+    """Strides of batch, head and token of each, in units of so many elements.
+
+    So the compiler knows that they count 16-byte pieces. Triton itself sees only multiples of 16 elements, which the
+    head stride of a packed projection is not at head dim 72, and would load such heads two bytes at a time.
+    """
+    return [0 if t.shape[i] == 1 else t.stride(i) // unit for t in tensors for i in range(3)]
 
 
 def _alignment(*tensors: Tensor) -> int:
-    """Elements by which all strides can be divided, up to 16 bytes' worth: what loads may rely on."""
-    most = 16 // tensors[0].element_size()
-    return math.gcd(most, *_strides(*tensors))
+    """Elements that divide all strides, at most 16 bytes' worth."""
+    return math.gcd(16 // tensors[0].element_size(), *_strides(1, *tensors))
 
 
 def _bytes(key_mask: Tensor | None, otherwise: Tensor) -> Tensor:
@@ -220,7 +249,7 @@ _KERNELS: dict[str, Callable[..., Any]] = {
 
 
 def _variant(name: str, kernel: Any, dtype: torch.dtype, head_dim: int, tokens: int) -> Variant:
-    cut, softcap = tiles(name, head_dim, dtype), 30.0
+    cut, softcap = tiles(name, head_dim, dtype, tokens), 30.0
     constants = _constants(cut, head_dim, dtype, tokens, "q" if name == "backward_kv" else "k", softcap, False)
     constants["ALIGN"] = 16 // dtype.itemsize
     if name == "forward":
@@ -234,7 +263,9 @@ def _variant(name: str, kernel: Any, dtype: torch.dtype, head_dim: int, tokens: 
             types[argument] = "fp32"
         elif argument not in constants:
             types[argument] = "i32"
-    types |= {name: "*fp32" for name in ("lse_ptr", "delta_ptr") if name in types} | {"mask_ptr": "*u8"}
+    types |= {"mask_ptr": "*u8", "lse_ptr": "*fp64" if dtype == torch.float32 else "*fp32"}
+    if "delta_ptr" in types:
+        types["delta_ptr"] = "*fp32"
     return Variant(
         name=f"softcap_attention {name} {short} D {head_dim}",
         kernel=kernel,

@@ -3,19 +3,34 @@
 import triton
 import triton.language as tl
 
-from .triton_tile import LOG2E, accumulate, aligned, load_parts, products, squash, store_parts, which_kept, zeros_parts
+from .triton_tile import LOG2E, accumulate, load_parts, products, squash, store_parts, which_kept, zeros_parts
+
+
+@triton.jit
+def _load_lse(lse_ptr, row, inside):
+    """In powers of two and in two parts, their sum: the second is zero but for fp64, which fp32 inputs have."""
+    lse = tl.load(lse_ptr + row, mask=inside, other=float("inf")) * LOG2E  # no weight for rows outside
+    first = lse.to(tl.float32)
+    second = tl.zeros_like(first)
+    if lse.dtype == tl.float64:
+        second = tl.where(lse < float("inf"), lse - first.to(tl.float64), 0.0).to(tl.float32)
+    return first, second
 
 
 @triton.jit
 def _score_gradients(
-    a0, a1, b0, b1, g0, g1, h0, h1, lse, delta, scale, cap, D1: tl.constexpr, TANH: tl.constexpr, PRECISION: tl.constexpr
+    a0, a1, b0, b1, g0, g1, h0, h1, lse, lse_rest, delta, scale, cap,
+    D1: tl.constexpr, TANH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Weights and gradients of the raw scores (but for the logit scale) of a tile a b^T, with products g h^T.
 
     Rows may be queries or keys; lse (in powers of two) and delta come ready to broadcast along the other side.
     """
     x = squash(products(a0, a1, b0, b1, D1, PRECISION), scale, TANH)
-    weights = tl.exp2(x * cap - lse)
+    exponent = x * cap - lse
+    if a0.dtype == tl.float32:
+        exponent -= lse_rest
+    weights = tl.exp2(exponent)
     gradients = weights * (products(g0, g1, h0, h1, D1, PRECISION) - delta)
     if TANH != "none":
         gradients *= 1.0 - x * x  # of tanh, before any masking: a tanh is computed once
@@ -23,8 +38,18 @@ def _score_gradients(
 
 
 @triton.jit
+def _or_zero_for_one_key(logit_scale, mask_ptr, TK):
+    """One kept key has weight 1 whatever its score: then q and k get no gradient, not even a rounding error."""
+    count = tl.zeros((128,), tl.int32)
+    for start in range(0, TK, 128):
+        key = start + tl.arange(0, 128)
+        count += (tl.load(mask_ptr + key, mask=key < TK, other=0) != 0).to(tl.int32)
+    return tl.where(tl.sum(count, 0) == 1, 0.0, logit_scale)
+
+
+@triton.jit
 def _backward_q_keys(
-    acc0, acc1, q0, q1, g0, g1, lse, delta, k_ptr, v_ptr, mask_ptr, start, TK, k_stride, v_stride, scale, cap,
+    acc0, acc1, q0, q1, g0, g1, lse, lse_rest, delta, k_ptr, v_ptr, mask_ptr, start, TK, k_stride, v_stride, scale, cap,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK: tl.constexpr, TANH: tl.constexpr,
     HAS_MASK: tl.constexpr, CHECK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -34,7 +59,7 @@ def _backward_q_keys(
     k0, k1 = load_parts(k_ptr, key, k_stride, kept, CHECK or HAS_MASK, D, D0, D1)
     v0, v1 = load_parts(v_ptr, key, v_stride, kept, CHECK or HAS_MASK, D, D0, D1)
     _, gradients = _score_gradients(
-        q0, q1, k0, k1, g0, g1, v0, v1, lse[:, None], delta[:, None], scale, cap, D1, TANH, PRECISION
+        q0, q1, k0, k1, g0, g1, v0, v1, lse[:, None], lse_rest[:, None], delta[:, None], scale, cap, D1, TANH, PRECISION
     )
     if CHECK or HAS_MASK:
         gradients = tl.where(kept[None, :], gradients, 0.0)
@@ -49,7 +74,7 @@ def _backward_q_kernel(
     v_ptr,
     out_ptr,  # [B, TQ, H, D], and the gradient of q likewise
     q_grad_ptr,
-    lse_ptr,  # [B, H, TQ] fp32
+    lse_ptr,  # [B, H, TQ] fp32, or fp64 for fp32 inputs
     delta_ptr,  # [B, H, TQ] fp32: sum of grad * out, written here for the kernel of k and v
     mask_ptr,  # [B, TK] uint8
     grad_batch,
@@ -87,39 +112,41 @@ def _backward_q_kernel(
     blocks = tl.cdiv(TQ, BLOCK_Q)
     pair = tl.program_id(0) // blocks
     batch, head = (pair // H).to(tl.int64), (pair % H).to(tl.int64)
-    k_token, v_token, out_token = aligned(k_token, ALIGN), aligned(v_token, ALIGN), aligned(out_token, ALIGN)
-    grad_ptr += aligned(batch * grad_batch + head * grad_head, ALIGN)
-    q_ptr += aligned(batch * q_batch + head * q_head, ALIGN)
-    k_ptr += aligned(batch * k_batch + head * k_head, ALIGN)
-    v_ptr += aligned(batch * v_batch + head * v_head, ALIGN)
-    out_ptr += aligned(batch * out_batch + head * out_head, ALIGN)
-    q_grad_ptr += aligned(batch * out_batch + head * out_head, ALIGN)
+    k_token, v_token, out_token = k_token * ALIGN, v_token * ALIGN, out_token * ALIGN
+    grad_ptr += (batch * grad_batch + head * grad_head) * ALIGN
+    q_ptr += (batch * q_batch + head * q_head) * ALIGN
+    k_ptr += (batch * k_batch + head * k_head) * ALIGN
+    v_ptr += (batch * v_batch + head * v_head) * ALIGN
+    out_ptr += (batch * out_batch + head * out_head) * ALIGN
+    q_grad_ptr += (batch * out_batch + head * out_head) * ALIGN
     mask_ptr += batch * TK
     lse_ptr += pair.to(tl.int64) * TQ
     delta_ptr += pair.to(tl.int64) * TQ
 
     row = (tl.program_id(0) % blocks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     inside = row < TQ
-    q0, q1 = load_parts(q_ptr, row, aligned(q_token, ALIGN), inside, True, D, D0, D1)
-    g0, g1 = load_parts(grad_ptr, row, aligned(grad_token, ALIGN), inside, True, D, D0, D1)
+    q0, q1 = load_parts(q_ptr, row, q_token * ALIGN, inside, True, D, D0, D1)
+    g0, g1 = load_parts(grad_ptr, row, grad_token * ALIGN, inside, True, D, D0, D1)
     out0, out1 = load_parts(out_ptr, row, out_token, inside, True, D, D0, D1)
     delta = tl.sum(g0.to(tl.float32) * out0.to(tl.float32), 1)
     if D1 > 0:
         delta += tl.sum(g1.to(tl.float32) * out1.to(tl.float32), 1)
     tl.store(delta_ptr + row, delta, mask=inside)
-    lse = tl.load(lse_ptr + row, mask=inside, other=float("inf")) * LOG2E
+    lse, lse_rest = _load_lse(lse_ptr, row, inside)
     acc0, acc1 = zeros_parts(BLOCK_Q, D0, D1)
     full = TK // BLOCK_K * BLOCK_K
     for start in range(0, full, BLOCK_K):
         acc0, acc1 = _backward_q_keys(
-            acc0, acc1, q0, q1, g0, g1, lse, delta, k_ptr, v_ptr, mask_ptr, start, TK, k_token, v_token, scale, cap,
-            D, D0, D1, BLOCK_K, TANH, HAS_MASK, False, PRECISION,
+            acc0, acc1, q0, q1, g0, g1, lse, lse_rest, delta, k_ptr, v_ptr, mask_ptr, start, TK, k_token, v_token,
+            scale, cap, D, D0, D1, BLOCK_K, TANH, HAS_MASK, False, PRECISION,
         )  # fmt: skip
     if TAIL > 0:
         acc0, acc1 = _backward_q_keys(
-            acc0, acc1, q0, q1, g0, g1, lse, delta, k_ptr, v_ptr, mask_ptr, full, TK, k_token, v_token, scale, cap,
-            D, D0, D1, TAIL, TANH, HAS_MASK, True, PRECISION,
+            acc0, acc1, q0, q1, g0, g1, lse, lse_rest, delta, k_ptr, v_ptr, mask_ptr, full, TK, k_token, v_token,
+            scale, cap, D, D0, D1, TAIL, TANH, HAS_MASK, True, PRECISION,
         )  # fmt: skip
+    if HAS_MASK:
+        logit_scale = _or_zero_for_one_key(logit_scale, mask_ptr, TK)
     store_parts(q_grad_ptr, row, out_token, acc0 * logit_scale, acc1 * logit_scale, inside, D, D0, D1)
 
 
@@ -134,10 +161,10 @@ def _backward_kv_queries(
     inside = row < TQ
     q0, q1 = load_parts(q_ptr, row, q_stride, inside, CHECK, D, D0, D1)
     g0, g1 = load_parts(grad_ptr, row, grad_stride, inside, CHECK, D, D0, D1)
-    lse = tl.load(lse_ptr + row, mask=inside, other=float("inf")) * LOG2E  # no weight for rows outside
+    lse, lse_rest = _load_lse(lse_ptr, row, inside)
     delta = tl.load(delta_ptr + row, mask=inside, other=0.0)
     weights, gradients = _score_gradients(
-        k0, k1, q0, q1, v0, v1, g0, g1, lse[None, :], delta[None, :], scale, cap, D1, TANH, PRECISION
+        k0, k1, q0, q1, v0, v1, g0, g1, lse[None, :], lse_rest[None, :], delta[None, :], scale, cap, D1, TANH, PRECISION
     )
     v_acc0, v_acc1 = accumulate(weights.to(g0.dtype), g0, g1, v_acc0, v_acc1, D1, PRECISION)
     k_acc0, k_acc1 = accumulate(gradients.to(q0.dtype), q0, q1, k_acc0, k_acc1, D1, PRECISION)
@@ -152,8 +179,8 @@ def _backward_kv_kernel(
     v_ptr,
     k_grad_ptr,  # [B, TK, H, D]
     v_grad_ptr,
-    lse_ptr,  # [B, H, TQ] fp32
-    delta_ptr,
+    lse_ptr,  # [B, H, TQ] fp32, or fp64 for fp32 inputs
+    delta_ptr,  # [B, H, TQ] fp32
     mask_ptr,  # [B, TK] uint8
     grad_batch,
     grad_head,
@@ -190,21 +217,21 @@ def _backward_kv_kernel(
     blocks = tl.cdiv(TK, BLOCK_K)
     pair = tl.program_id(0) // blocks
     batch, head = (pair // H).to(tl.int64), (pair % H).to(tl.int64)
-    grad_token, q_token, out_token = aligned(grad_token, ALIGN), aligned(q_token, ALIGN), aligned(out_token, ALIGN)
-    grad_ptr += aligned(batch * grad_batch + head * grad_head, ALIGN)
-    q_ptr += aligned(batch * q_batch + head * q_head, ALIGN)
-    k_ptr += aligned(batch * k_batch + head * k_head, ALIGN)
-    v_ptr += aligned(batch * v_batch + head * v_head, ALIGN)
-    k_grad_ptr += aligned(batch * out_batch + head * out_head, ALIGN)
-    v_grad_ptr += aligned(batch * out_batch + head * out_head, ALIGN)
+    grad_token, q_token, out_token = grad_token * ALIGN, q_token * ALIGN, out_token * ALIGN
+    grad_ptr += (batch * grad_batch + head * grad_head) * ALIGN
+    q_ptr += (batch * q_batch + head * q_head) * ALIGN
+    k_ptr += (batch * k_batch + head * k_head) * ALIGN
+    v_ptr += (batch * v_batch + head * v_head) * ALIGN
+    k_grad_ptr += (batch * out_batch + head * out_head) * ALIGN
+    v_grad_ptr += (batch * out_batch + head * out_head) * ALIGN
     lse_ptr += pair.to(tl.int64) * TQ
     delta_ptr += pair.to(tl.int64) * TQ
 
     key = (tl.program_id(0) % blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
     inside = key < TK
     kept = which_kept(mask_ptr + batch * TK, key, TK, HAS_MASK)
-    k0, k1 = load_parts(k_ptr, key, aligned(k_token, ALIGN), kept, True, D, D0, D1)
-    v0, v1 = load_parts(v_ptr, key, aligned(v_token, ALIGN), kept, True, D, D0, D1)
+    k0, k1 = load_parts(k_ptr, key, k_token * ALIGN, kept, True, D, D0, D1)
+    v0, v1 = load_parts(v_ptr, key, v_token * ALIGN, kept, True, D, D0, D1)
     k_acc0, k_acc1 = zeros_parts(BLOCK_K, D0, D1)
     v_acc0, v_acc1 = zeros_parts(BLOCK_K, D0, D1)
     full = TQ // BLOCK_Q * BLOCK_Q
@@ -218,6 +245,8 @@ def _backward_kv_kernel(
             k_acc0, k_acc1, v_acc0, v_acc1, k0, k1, v0, v1, grad_ptr, q_ptr, lse_ptr, delta_ptr, full, TQ, grad_token,
             q_token, scale, cap, D, D0, D1, TAIL, TANH, True, PRECISION,
         )  # fmt: skip
+    if HAS_MASK:
+        logit_scale = _or_zero_for_one_key(logit_scale, mask_ptr + batch * TK, TK)
     # Hidden keys were loaded as zeros: their rows hold what zeros would get, and are selected away.
     k_acc0, v_acc0 = tl.where(kept[:, None], k_acc0 * logit_scale, 0.0), tl.where(kept[:, None], v_acc0, 0.0)
     if D1 > 0:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .triton_tile import LN2, accumulate, aligned, load_parts, products, squash, store_parts, which_kept, zeros_parts
+from .triton_tile import LN2, accumulate, load_parts, products, squash, store_parts, which_kept, zeros_parts
 
 
 @triton.jit
@@ -47,7 +47,7 @@ def _forward_kernel(
     v_ptr,
     mask_ptr,  # [B, TK] uint8
     out_ptr,  # [B, TQ, H, D]
-    lse_ptr,  # [B, H, TQ]
+    lse_ptr,  # [B, H, TQ] fp32, or fp64 for fp32 inputs
     q_batch,
     q_head,
     q_token,
@@ -81,11 +81,11 @@ def _forward_kernel(
     blocks = tl.cdiv(TQ, BLOCK_Q)
     pair = tl.program_id(0) // blocks
     batch, head = (pair // H).to(tl.int64), (pair % H).to(tl.int64)
-    q_token, k_token, v_token = aligned(q_token, ALIGN), aligned(k_token, ALIGN), aligned(v_token, ALIGN)
-    q_ptr += aligned(batch * q_batch + head * q_head, ALIGN)
-    k_ptr += aligned(batch * k_batch + head * k_head, ALIGN)
-    v_ptr += aligned(batch * v_batch + head * v_head, ALIGN)
-    out_ptr += aligned(batch * out_batch + head * out_head, ALIGN)
+    q_token, k_token, v_token = q_token * ALIGN, k_token * ALIGN, v_token * ALIGN
+    q_ptr += (batch * q_batch + head * q_head) * ALIGN
+    k_ptr += (batch * k_batch + head * k_head) * ALIGN
+    v_ptr += (batch * v_batch + head * v_head) * ALIGN
+    out_ptr += (batch * out_batch + head * out_head) * ALIGN
     mask_ptr += batch * TK
     row = (tl.program_id(0) % blocks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     inside = row < TQ
@@ -107,9 +107,10 @@ def _forward_kernel(
     seen = total > 0.0  # a row whose keys are all hidden: zeros, and a log-sum-exp that gives its weights zero again
     total = tl.where(seen, total, 1.0)
     share = 1.0 / total[:, None]
-    store_parts(out_ptr, row, aligned(out_token, ALIGN), acc0 * share, acc1 * share, inside, D, D0, D1)
-    base = shift
+    store_parts(out_ptr, row, out_token * ALIGN, acc0 * share, acc1 * share, inside, D, D0, D1)
+    base = tl.zeros((BLOCK_Q,), tl.float32) + shift
     if ONLINE:
         base = highest
-    lse = tl.where(seen, (tl.log2(total) + base) * LN2, float("inf"))
+    kind: tl.constexpr = lse_ptr.dtype.element_ty
+    lse = tl.where(seen, (base.to(kind) + tl.log2(total).to(kind)) * LN2, float("inf"))
     tl.store(lse_ptr + pair.to(tl.int64) * TQ + row, lse, mask=inside)

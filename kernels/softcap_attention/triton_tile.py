@@ -46,7 +46,7 @@ def _accurate_tanh(x):
 
 @triton.jit
 def squash(scores, scale, TANH: tl.constexpr):
-    """What the logits are made of: tanh(scores * scale) with scale = logit scale / cap; without a cap scores * scale."""
+    """What logits are made of: tanh(scores * scale) with scale = logit scale / cap; without a cap scores * scale."""
     x = scores * scale
     if TANH == "hardware":
         x = _hardware_tanh(x)
@@ -58,16 +58,8 @@ def squash(scores, scale, TANH: tl.constexpr):
 
 
 @triton.jit
-def aligned(number, ALIGN: tl.constexpr):
-    """Tell the compiler that a stride or offset counts whole 16-byte pieces: a head of 72 is no multiple of 16 elements."""
-    if ALIGN > 1:
-        number = tl.multiple_of(number, ALIGN)
-    return number
-
-
-@triton.jit
 def load_parts(ptr, token, stride, inside, CHECK: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr):
-    """Tokens [rows, D0] and [rows, D1] of one head, zeros where not `inside` and beyond D; without D1 one part twice."""
+    """Tokens [rows, D0] and [rows, D1] of a head, zeros where not `inside` and beyond D; without D1 one part twice."""
     rows = ptr + token.to(tl.int64)[:, None] * stride
     d0 = tl.arange(0, D0)
     if D0 > D:
