@@ -87,6 +87,11 @@ def choose(op: str, device: torch.device, dtype: torch.dtype, asked: str = "auto
     return choice.backend
 
 
+def check(op: str, device: torch.device, dtype: torch.dtype, plain_because: str = "") -> None:
+    """Raise BackendError where `choose` would, and say nothing: for before a run."""
+    _choice(op, device, dtype, "auto", plain_because)
+
+
 def describe(device: torch.device | str, dtype: torch.dtype = torch.float32) -> dict[str, str]:
     """What each op would take on `device`: {"mask_embeddings": "reference (triton: ...)", ...}. Never raises."""
     for op in OPS:

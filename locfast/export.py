@@ -53,8 +53,8 @@ def export_timm(run: Path, out: Path, ema: bool | None) -> None:
     print(f'timm.create_model("local-dir:{out}", pretrained=True)')
     if without_cap is not None:
         print(
-            f"trained with soft cap {softcap:g}: from locfast.models.softcap import apply_softcap; "
-            f"model = apply_softcap(model, {softcap}); features without it differ by {without_cap:.1e} (relative L2)"
+            f"trained with soft cap {softcap:g}: from locfast.models.softcap import set_softcap; "
+            f"model = set_softcap(model, {softcap}); features without it differ by {without_cap:.1e} (relative L2)"
         )
 
 

@@ -20,7 +20,7 @@ from locfast.export import main
 from locfast.models.backbone import Backbone, load_backbone
 from locfast.models.export import write_timm_export
 from locfast.models.model_card import describe_run
-from locfast.models.softcap import apply_softcap
+from locfast.models.softcap import set_softcap
 from locfast.models.student import make_student
 
 SMALL: dict[str, Any] = {"depth": 3, "embed_dim": 64, "num_heads": 4}
@@ -104,9 +104,9 @@ def test_the_one_line_of_the_card_puts_the_cap_back_and_the_card_has_the_measure
     plain = model.forward_features(images)
     assert off == pytest.approx(((plain - capped).norm() / capped.norm()).item(), rel=1e-3)
     assert off > 1e-3
-    torch.testing.assert_close(apply_softcap(model, 0.5).forward_features(images), capped)
+    torch.testing.assert_close(set_softcap(model, 0.5).forward_features(images), capped)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "model = apply_softcap(model, 0.5)" in card
+    assert "model = set_softcap(model, 0.5)" in card
     assert f"relative L2 of {off:.2e}, measured on 2 images of the run" in card
 
 

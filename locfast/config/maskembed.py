@@ -13,6 +13,7 @@ Masking = Literal["uniform", "bernoulli", "block", "reversed_block"]
 DecoderKind = Literal["transformer", "average", "additive"]
 Loss = Literal["mse", "cosine", "l1"]
 LossOn = Literal["all", "hidden", "visible"]
+UncappedAttention = Literal["sdpa", "flash-attn"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,9 @@ class MaskEmbedConfig(MethodConfig):
     """Start the encoder's last block anew (ablation)."""
     softcap: float | None = 30.0
     """softcap * tanh(logits / softcap) in the student encoder's attention; None for plain attention."""
+    uncapped_attention: UncappedAttention = "sdpa"
+    """Attention without a cap: of teacher and decoder, and of a student with softcap None. sdpa: PyTorch's own;
+    flash-attn: the newest of its versions 4, 3, 2 that is installed, on a GPU in bf16."""
     decoder: DecoderKind = "transformer"
     """average and additive are the weak decoders of equation 2 and table 1: target last_cls, masks block."""
     decoder_depth: int = 2

@@ -23,7 +23,7 @@ class RandAugment:
             "translate_const": int(min(view.size) * 0.45),
             "img_mean": tuple(min(255, round(255 * x)) for x in view.mean),
         }
-        if view.interpolation != "random":
+        if view.interpolation in ("nearest", "bilinear", "bicubic"):  # PIL turns and shears with no other
             options["interpolation"] = getattr(Image.Resampling, view.interpolation.upper())
         try:
             if not view.color.startswith("rand-"):

@@ -28,7 +28,7 @@ class Plan:
     box: tuple[float, float, float, float]  # left, top, right, bottom in source pixels (after EXIF rotation)
     inside: tuple[int, int, int, int]  # left, top, right, bottom in view pixels, before the flip
     flip: bool
-    interpolation: str  # bilinear or bicubic
+    interpolation: str  # a filter of PIL, in small letters
 
     @property
     def shrink(self) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CropPolicy = Literal["center", "zoom_center", "random_resized", "squash"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class View:
     zoom_center: random zoom and aspect, centre crop or reflect pad; random_resized: random resized crop;
     squash: resize both sides, aspect lost."""
     crop_pct: float = 1.0
-    interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
+    """A filter of PIL; random: bilinear or bicubic, drawn for each sample."""
     flip: bool = False
     color: str | None = None
     """None, or a timm RandAugment string such as "rand-m9-mstd0.5-inc1". Its rotations and shifts of pixels are not
@@ -55,6 +57,8 @@ class View:
     def __post_init__(self) -> None:
         if min(self.size) < 1 or not 0 < self.crop_pct <= 1:
             raise ValueError(f"a view needs a positive size and 0 < crop_pct <= 1, got {self.size}, {self.crop_pct}")
+        if self.interpolation not in get_args(Interpolation):
+            raise ValueError(f"a view's interpolation is one of {get_args(Interpolation)}, got {self.interpolation!r}")
 
 
 @dataclass(frozen=True)

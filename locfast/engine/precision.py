@@ -9,6 +9,9 @@ import torch
 
 from locfast.errors import UserError, suggest
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""By precision, what tensors are computed in."""
+
 
 def pick_device(asked: str, local_rank: int = 0, ranks: int = 1) -> torch.device:
     """The device named by `--device`; `auto` and `cuda` mean the rank's own GPU. UserError where it does not exist."""

@@ -25,7 +25,7 @@ from locfast.engine.lock import Lock
 from locfast.engine.logs import log, logging_to
 from locfast.engine.loop import Trainer
 from locfast.engine.optim import build_optimizer
-from locfast.engine.precision import autocast, make_deterministic, pick_device, pick_precision
+from locfast.engine.precision import DTYPES, autocast, make_deterministic, pick_device, pick_precision
 from locfast.engine.progress import Display
 from locfast.engine.run_folder import RunFolder
 from locfast.engine.schedule import Plan
@@ -103,6 +103,7 @@ def _train(
     identity = resume.identity(config, plan)
     resume.check_identity(point, identity, folder)
     precision = pick_precision(config.precision, device)
+    method.check(device, DTYPES[precision])
     loading: dict[str, Any] = {"workers": config.workers, "decoder": config.decoder}
     loader = Loader(source, method.image_spec(), seed=config.seed, device=device, **loading)
     optimizer = build_optimizer(method, method.optim, config.lr or 0.0)
@@ -194,8 +195,8 @@ def _say_what_runs(
         plan.micro_batch,
         plan.epochs_done(plan.steps),
     )
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    log.info("kernels: %s", ", ".join(f"{op}={choice}" for op, choice in _backend.describe(device, dtype).items()))
+    choices = _backend.describe(device, DTYPES[precision])
+    log.info("kernels: %s", ", ".join(f"{op}={choice}" for op, choice in choices.items()))
 
 
 @contextmanager

@@ -43,6 +43,9 @@ class Method(nn.Module):
         """Values for flags that the user left open: epochs, batch_size, lr."""
         raise NotImplementedError
 
+    def check(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Raise UserError or BackendError for what cannot run on `device` in `dtype`, before anything is written."""
+
     def draw(self, keys: Keys) -> Any:
         """The method's random numbers for the samples of `keys`, on the device of `keys`."""
         raise NotImplementedError

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from locfast.config.maskembed import MaskEmbedConfig
 from locfast.data.spec import ImageSpec, View
 from locfast.errors import UserError
+from locfast.kernels import _backend
 from locfast.methods import masks
 from locfast.methods.base import Batch, Method
 from locfast.methods.mixing import Mix, draw_mix, mix_images
 from locfast.models.backbone import load_backbone
 from locfast.models.decoder import PooledDecoder, TransformerDecoder
+from locfast.models.softcap import set_softcap
 from locfast.models.student import make_student
 from locfast.random import Keys
 
@@ -39,7 +41,7 @@ class MaskEmbed(Method):
     The encoder sees the whole image; its embeddings are masked afterwards, so every one must hold what is at its place.
 
     Raises:
-        UserError: the model has no CLS token but the target is its CLS.
+        UserError: the model has no CLS token but the target is its CLS; its attention cannot be capped.
     """
 
     preparation_samples = 4096
@@ -65,9 +67,10 @@ class MaskEmbed(Method):
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.encoder = make_student(
+            student = make_student(
                 copy.deepcopy(self.teacher), new_norm=config.reinit_norm, new_last_block=config.reinit_last_block
             )
+            self.encoder = set_softcap(student, config.softcap)
             self.head = self._new_head()
             self.decoder = self._new_decoder()
         self.register_buffer("target_scale", torch.ones(()))
@@ -83,14 +86,24 @@ class MaskEmbed(Method):
 
     def _new_decoder(self) -> nn.Module:
         if self.config.decoder == "transformer":
-            return TransformerDecoder(self.teacher, self.config.decoder_depth, self.config.decoder_layer_scale)
+            depth, layer_scale = self.config.decoder_depth, self.config.decoder_layer_scale
+            return TransformerDecoder(self.teacher, depth, layer_scale, self.config.uncapped_attention)
         return PooledDecoder(average=self.config.decoder == "average")
+
+    def check(self, device: torch.device, dtype: torch.dtype) -> None:
+        if self.config.softcap is not None:
+            plain_because = "it takes no bias" if self.encoder.has_position_bias else ""
+            _backend.check("softcap_attention", device, dtype, plain_because)
+        if self.config.decoder == "transformer":
+            _backend.check("mask_embeddings", device, dtype)
+        self.teacher.check_uncapped(self.config.uncapped_attention, device, dtype)
 
     def forward(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         """Equation 1: the squared distance of h(m(g(x))) from f(m(x)), the mean over images, views, tokens, width."""
         images = mix_images(batch["views"][IMAGE], draw.mix)
         target = self.target(images, draw.visible) * self.target_scale
-        embeddings = self.head(self.encoder.forward_features(images, self.config.softcap, self.checkpointing))
+        features = self.encoder(images, checkpointing=self.checkpointing, uncapped=self.config.uncapped_attention)
+        embeddings = self.head(features)
         rebuilt = self.decoder(embeddings[:, self.encoder.num_prefix_tokens :], draw.visible, self.checkpointing)
         per_token = self.distance(rebuilt[:, :, : target.shape[2]].float(), target.float())
         loss = self.select(per_token, draw.visible)
@@ -103,7 +116,7 @@ class MaskEmbed(Method):
         images [B, 3, H, W], visible [B, V, N] bool  ->  [B, V, T, C]; T is 1, the CLS token, for target last_cls.
         """
         stop = self.teacher.depth - (self.config.target == "penultimate")
-        features = self.teacher.masked_features(images, visible, stop=stop)
+        features = self.teacher.masked_features(images, visible, stop, uncapped=self.config.uncapped_attention)
         return features[:, :, :1] if self.config.target == "last_cls" else features
 
     def distance(self, rebuilt: Tensor, target: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """timm's attention modules and blocks, run with a soft cap, on a subset of tokens, or just as timm runs them.
 
-The weights, norms, LayerScale, drop path and MLP stay timm's modules; only the product of softmax and values is ours.
+The weights, norms, LayerScale, drop path and MLP stay timm's modules; only the product of softmax and values is ours:
+the op with a cap, `uncapped_attention` without.
 """
 
 from __future__ import annotations
@@ -9,22 +10,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import apply_rot_embed_cat
+from timm.layers import AttentionRope, apply_rot_embed_cat
 from timm.models import beit, eva, vision_transformer
 from torch import Tensor, nn
 
 from locfast.errors import UserError
 from locfast.kernels.softcap_attention import softcap_attention
+from locfast.models.uncapped_attention import Implementation, uncapped_attention
 
-ATTENTIONS: tuple[type[nn.Module], ...] = tuple(
-    module
-    for module in (
-        vision_transformer.Attention,
-        eva.EvaAttention,
-        getattr(eva, "AttentionRope", None),
-        beit.Attention,
-    )
-    if module is not None
+ATTENTIONS: tuple[type[nn.Module], ...] = (
+    vision_transformer.Attention,
+    eva.EvaAttention,
+    AttentionRope,
+    beit.Attention,
 )
 """Attention modules whose arithmetic `attend` knows."""
 
@@ -32,28 +30,51 @@ BLOCKS: tuple[type[nn.Module], ...] = (vision_transformer.Block, eva.EvaBlock, b
 """Blocks whose arithmetic `run_block` knows: pre-norm, attention, pre-norm, MLP."""
 
 
+def timm_class(attn: nn.Module) -> type[nn.Module] | None:
+    """The timm class whose arithmetic `attn` has, with a cap or without; None where `attend` does not know it.
+
+    Subclasses may differ, so only the very classes count, and those that `set_softcap` puts in their places.
+    """
+    kind = getattr(attn, "uncapped_class", type(attn))
+    return kind if kind in ATTENTIONS else None
+
+
 def is_known_block(block: nn.Module) -> bool:
-    """Whether `run_block` can run this block itself; subclasses may differ, so only the very classes count."""
-    return type(block) in BLOCKS and type(getattr(block, "attn", None)) in ATTENTIONS
+    """Whether `run_block` can run this block itself."""
+    return type(block) in BLOCKS and timm_class(getattr(block, "attn", block)) is not None
 
 
 def run_block(
-    block: Any, x: Tensor, softcap: float | None = None, rope: Tensor | None = None, bias: Tensor | None = None
+    block: Any,
+    x: Tensor,
+    softcap: float | None = None,
+    rope: Tensor | None = None,
+    bias: Tensor | None = None,
+    uncapped: Implementation = "sdpa",
 ) -> Tensor:
-    """One pre-norm transformer block. x [B, T, C] -> [B, T, C]; `rope` and `bias` as in `attend`."""
-    x = x + block.drop_path1(_scale(block, 1, attend(block.attn, block.norm1(x), softcap, rope, bias)))
+    """One pre-norm transformer block. x [B, T, C] -> [B, T, C]; all else as in `attend`."""
+    attended = attend(block.attn, block.norm1(x), softcap, rope, bias, uncapped=uncapped)
+    x = x + block.drop_path1(_scale(block, 1, attended))
     return x + block.drop_path2(_scale(block, 2, block.mlp(block.norm2(x))))
 
 
 def attend(
-    attn: Any, x: Tensor, softcap: float | None = None, rope: Tensor | None = None, bias: Tensor | None = None
+    attn: Any,
+    x: Tensor,
+    softcap: float | None = None,
+    rope: Tensor | None = None,
+    bias: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    uncapped: Implementation = "sdpa",
 ) -> Tensor:
     """Self-attention with the weights of timm's module `attn`.
 
-    x [B, T, C] -> [B, T, C]. `softcap` bounds the logits to +-softcap by tanh. `rope` [N, 2D] (one table), or
-    [B, 1 or H, N, 2D] (one a sample), turns queries and keys of all tokens but the prefix. `bias` [1 or B, H, T, T]
-    is added to the (capped) logits.
+    x [B, T, C] -> [B, T, C]. `softcap` bounds the logits to +-softcap by tanh; None: by the cap that `set_softcap` gave
+    the module, if it did. `rope` [N, 2D] (one table), or [B, 1 or H, N, 2D] (one a sample), turns queries and keys of
+    all tokens but the prefix. `bias` [1 or B, H, T, T] is added to the logits, before the cap. `key_mask` [B, T] bool:
+    which tokens are seen. `uncapped`: what computes attention that has no cap.
     """
+    softcap = getattr(attn, "softcap", None) if softcap is None else softcap
     q, k, v = _project(attn, x)
     if hasattr(attn, "q_norm"):
         q, k = attn.q_norm(q), attn.k_norm(k)
@@ -64,7 +85,10 @@ def attend(
             f"the model was created with attention dropout {attn.attn_drop.p}, which locfast's attention lacks. "
             "Create it with attn_drop_rate=0."
         )
-    out = softcap_attention(q, k, v, softcap=softcap, scale=attn.scale, bias=bias)
+    if softcap is None and key_mask is None:
+        out = uncapped_attention(q, k, v, attn.scale, bias, uncapped)
+    else:
+        out = softcap_attention(q, k, v, softcap=softcap, scale=attn.scale, key_mask=key_mask, bias=bias)
     out = out.transpose(1, 2).flatten(2)
     out = attn.norm(out) if hasattr(attn, "norm") else out
     if getattr(attn, "gate", None) is not None:
@@ -73,7 +97,7 @@ def attend(
 
 
 def relative_position_bias(attn: Any, shared: Tensor | None, kept: Tensor | None) -> Tensor | None:
-    """BEiT's additive bias: a block's own table plus the model's shared one, at the `kept` tokens.
+    """BEiT's bias on the logits: a block's own table plus the model's shared one, at the `kept` tokens.
 
     shared [1, H, T, T] or None, kept [B, K] token indices or None -> [1, H, T, T], [B, H, K, K] or None.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from functools import partial
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from locfast.errors import UserError
-from locfast.models.attention import is_known_block, relative_position_bias, rotary_table, run_block
+from locfast.models.attention import is_known_block, relative_position_bias, rotary_table, run_block, timm_class
 from locfast.models.create import create_timm_model
+from locfast.models.uncapped_attention import Implementation, find_flash_attn
 
 FAMILIES: dict[str, type[nn.Module]] = {
     "vit": vision_transformer.VisionTransformer,
@@ -22,6 +24,11 @@ FAMILIES: dict[str, type[nn.Module]] = {
     "beit": beit.Beit,
 }
 """timm's model classes that a Backbone can wrap: classifiers, CLIP, SigLIP, MAE, DINO, ...; EVA-02; BEiT."""
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+"""How images may be resampled, by timm's names."""
+
+log = logging.getLogger(__name__)
 
 
 def load_backbone(
@@ -31,11 +38,14 @@ def load_backbone(
 
     name: a timm model name with or without its tag, `hf-hub:org/name`, a local timm folder, `arch@checkpoint-file`,
     or `demo`. image_size: pixels of a side, where not the model's own (position embeddings are resampled by timm).
-    model_args: further arguments of the timm model (depth=2). Raises UserError for names, files and networks that
-    do not lead to a model.
+    It must be a multiple of the patch or the model's own. model_args: further arguments of the timm model (depth=2).
+    Raises UserError for names, files, sizes and networks that do not lead to a model.
     """
     model = create_timm_model(name, pretrained, seed=seed, image_size=image_size, **model_args)
-    return Backbone(model, name)
+    backbone = Backbone(model, name)
+    if image_size is not None:
+        _check_image_size(backbone, image_size)
+    return backbone
 
 
 class Backbone(nn.Module):
@@ -73,18 +83,42 @@ class Backbone(nn.Module):
         )
         self.mlp_kind = "mlp" if isinstance(mlp, Mlp) else "swiglu"
         self.act_layer: Any = partial(copy.deepcopy, mlp.act)
-        self.supports_softcap = all(is_known_block(block) for block in blocks)
+        self.supports_softcap = all(timm_class(block.attn) is not None for block in blocks)
+        self.knows_blocks = all(is_known_block(block) for block in blocks)
         config = model.pretrained_cfg
         self.mean: tuple[float, float, float] = tuple(config["mean"])
         self.std: tuple[float, float, float] = tuple(config["std"])
         self.crop_pct: float = config["crop_pct"]
-        self.interpolation: str = config["interpolation"]
+        self.interpolation: str = _interpolation(config["interpolation"], name)
         self.freeze_unused()
 
     @property
     def has_final_norm(self) -> bool:
         """Whether a norm stands behind the last block; models that average patches before it (BEiT) have none."""
         return not isinstance(self.model.norm, nn.Identity)
+
+    @property
+    def blocks(self) -> nn.Sequential:
+        """timm's blocks."""
+        return self.model.blocks
+
+    @property
+    def softcap(self) -> float | None:
+        """The cap that `set_softcap` gave the attention logits, or None."""
+        return getattr(self.blocks[0].attn, "softcap", None)
+
+    @property
+    def head_dim(self) -> int:
+        """D, which need not be the width over the number of heads."""
+        attn: Any = self.blocks[0].attn
+        return attn.proj.in_features // self.num_heads
+
+    @property
+    def has_position_bias(self) -> bool:
+        """Whether the attention logits have an additive bias (BEiT's relative positions)."""
+        attn: Any = self.blocks[0].attn
+        shared = getattr(self.model, "rel_pos_bias", None)
+        return shared is not None or getattr(attn, "relative_position_bias_table", None) is not None
 
     @property
     def num_tokens(self) -> int:
@@ -142,46 +176,54 @@ class Backbone(nn.Module):
         softcap: float | None = None,
         kept: Tensor | None = None,
         checkpointing: bool = False,
+        uncapped: Implementation = "sdpa",
     ) -> Tensor:
         """Blocks start .. stop - 1 (stop None: to the last): x [B, T, C] -> [B, T, C].
 
-        softcap: bound on the attention logits, by tanh. kept [B, K]: which patches x holds, x being [B, P + K, C]
-        then; relative and rotary positions follow them. checkpointing: recompute activations in the backward pass.
+        softcap: bound on the attention logits, by tanh; None: that of `set_softcap`, if any. kept [B, K]: which patches
+        x holds, x being [B, P + K, C] then; relative and rotary positions follow them. checkpointing: recompute
+        activations in the backward pass. uncapped: what computes attention without a cap.
         """
-        if softcap is not None and not self.supports_softcap:
-            raise UserError(
-                f"a soft cap of {softcap} was asked for, but the blocks of {self.name} "
-                f"({type(self.model.blocks[0]).__name__}, {type(self.model.blocks[0].attn).__name__}) run only as timm "
-                "wrote them. Use no soft cap with this model (--maskembed.softcap None)."
-            )
+        self._check_blocks(softcap, uncapped)
         rope = rotary_table(self.model, kept)
         shared, tokens = None, None
         if self.family == "beit":
             shared = self.model.rel_pos_bias() if self.model.rel_pos_bias is not None else None
             tokens = None if kept is None else self._token_indices(kept)
-        for index, block in list(enumerate(self.model.blocks))[start:stop]:
+        for index, block in list(enumerate(self.blocks))[start:stop]:
             block_rope = rope[index] if rope is not None and getattr(self.model, "rope_mixed", False) else rope
             bias = relative_position_bias(block.attn, shared, tokens) if self.family == "beit" else None
-            run = partial(run_block if self.supports_softcap else _run_foreign_block, block)
+            run = partial(run_block if self.knows_blocks else _run_foreign_block, block)
             if checkpointing and torch.is_grad_enabled():
-                x = checkpoint(run, x, softcap, block_rope, bias, use_reentrant=False)
+                x = checkpoint(run, x, softcap, block_rope, bias, uncapped, use_reentrant=False)
             else:
-                x = run(x, softcap, block_rope, bias)
+                x = run(x, softcap, block_rope, bias, uncapped)
         return x
 
     def final_norm(self, x: Tensor) -> Tensor:
         """The norm behind the last block; nothing where the model has none there (BEiT and BEiTv2)."""
         return self.model.norm(x)
 
-    def forward_features(self, images: Tensor, softcap: float | None = None, checkpointing: bool = False) -> Tensor:
-        """images [B, 3, H, W] -> [B, T, C]; with softcap None what timm's forward_features gives."""
+    def forward_features(
+        self,
+        images: Tensor,
+        softcap: float | None = None,
+        checkpointing: bool = False,
+        uncapped: Implementation = "sdpa",
+    ) -> Tensor:
+        """images [B, 3, H, W] -> [B, T, C], what timm's forward_features gives; the rest as in `run_blocks`."""
         x = self.add_prefix_and_position(self.embed_patches(images))
-        return self.final_norm(self.run_blocks(x, softcap=softcap, checkpointing=checkpointing))
+        return self.final_norm(self.run_blocks(x, softcap=softcap, checkpointing=checkpointing, uncapped=uncapped))
 
     forward = forward_features
 
     def masked_features(
-        self, images: Tensor, visible: Tensor, stop: int | None = None, apply_norm: bool = True
+        self,
+        images: Tensor,
+        visible: Tensor,
+        stop: int | None = None,
+        apply_norm: bool = True,
+        uncapped: Implementation = "sdpa",
     ) -> Tensor:
         """Features of every masked view, patch embedding done once an image.
 
@@ -189,9 +231,29 @@ class Backbone(nn.Module):
         the final norm. Equals running the model on images whose hidden pixels are the dataset mean.
         """
         x = self.add_prefix_and_position(self.select_visible(self.embed_patches(images), visible))
-        x = self.run_blocks(x.flatten(0, 1), stop=self.depth - 1 if stop is None else stop)
+        x = self.run_blocks(x.flatten(0, 1), stop=self.depth - 1 if stop is None else stop, uncapped=uncapped)
         x = self.final_norm(x) if apply_norm else x
         return x.unflatten(0, visible.shape[:2])
+
+    def check_uncapped(self, uncapped: Implementation, device: torch.device, dtype: torch.dtype) -> None:
+        """Raise UserError where attention without a cap cannot be computed so on `device` in `dtype`."""
+        self._check_blocks(None, uncapped)
+        if uncapped == "flash-attn":
+            find_flash_attn(device, dtype, self.head_dim, self.has_position_bias)
+
+    def _check_blocks(self, softcap: float | None, uncapped: Implementation) -> None:
+        """Blocks that only timm can run take no attention from a caller."""
+        if self.knows_blocks or (softcap in (None, self.softcap) and uncapped == "sdpa"):
+            return
+        asked, instead = "flash-attn", "Type --maskembed.uncapped-attention sdpa."
+        if softcap is not None:
+            asked = f"a soft cap of {softcap}"
+            instead = f"set_softcap(backbone, {softcap}) gives it to their attention, where locfast knows that."
+        block: Any = self.blocks[0]
+        kinds = f"{type(block).__name__}, {type(block.attn).__name__}"
+        raise UserError(
+            f"{asked} was asked for, but the blocks of {self.name} ({kinds}) run only as timm wrote them. {instead}"
+        )
 
     def _token_indices(self, kept: Tensor) -> Tensor:
         """Patch indices [B, K] -> token indices [B, P + K], the prefix included."""
@@ -200,9 +262,9 @@ class Backbone(nn.Module):
 
 
 def _run_foreign_block(
-    block: nn.Module, x: Tensor, softcap: float | None, rope: Tensor | None, bias: Tensor | None
+    block: nn.Module, x: Tensor, softcap: None, rope: Tensor | None, bias: Tensor | None, uncapped: Implementation
 ) -> Tensor:
-    """A block that only timm knows how to run (post-norm, parallel, ...), without cap."""
+    """A block that only timm knows how to run (post-norm, differential attention, ...)."""
     return block(x) if rope is None else block(x, rope=rope)
 
 
@@ -217,6 +279,27 @@ def _family(model: nn.Module, name: str) -> str:
         f"attention and one MLP, which timm's {', '.join(kind.__name__ for kind in FAMILIES.values())} have. Choose "
         "one of those, for example vit_base_patch16_224 or vit_large_patch14_clip_quickgelu_336.openai."
     )
+
+
+def _check_image_size(backbone: Backbone, asked: int) -> None:
+    """A side that is no multiple of the patch loses pixels; SO400M/14 at 384 px does so by its makers' choice."""
+    own = backbone.model.pretrained_cfg["input_size"][-2:]
+    lost = max(asked % patch for patch in backbone.patch_size)
+    if lost and tuple(own) != (asked, asked):
+        patch = max(backbone.patch_size)
+        below = asked - asked % patch
+        raise UserError(
+            f"--image-size {asked}: {backbone.name} has patches of {patch} px, so {lost} px of every side would be in "
+            f"none. Type --image-size {below} or {below + patch}."
+        )
+
+
+def _interpolation(name: str, model: str) -> str:
+    """The resampling of the model's evaluation images; bicubic where its config names none that there is."""
+    if name in INTERPOLATIONS:
+        return name
+    log.warning("%s: its config asks for the interpolation %r, which locfast lacks; taking bicubic", model, name)
+    return "bicubic"
 
 
 def _check_patch_embed(embed: Any, name: str) -> None:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from locfast.kernels.mask_embeddings import mask_embeddings
+from locfast.models.attention import run_block
 from locfast.models.backbone import Backbone
+from locfast.models.uncapped_attention import Implementation
 
 
 class TransformerDecoder(nn.Module):
@@ -23,8 +25,9 @@ class TransformerDecoder(nn.Module):
     Hidden patches and all prefix tokens enter as zeros; learned positions tell the decoder where they are.
     """
 
-    def __init__(self, backbone: Backbone, depth: int, layer_scale: float) -> None:
+    def __init__(self, backbone: Backbone, depth: int, layer_scale: float, attention: Implementation = "sdpa") -> None:
         super().__init__()
+        self.attention = attention
         width = backbone.embed_dim
         tokens = backbone.num_prefix_tokens + backbone.num_patches
         self.position = nn.Parameter(torch.randn(tokens, width) * 0.02)
@@ -51,7 +54,8 @@ class TransformerDecoder(nn.Module):
         """
         tokens = mask_embeddings(embeddings, visible, self.position).flatten(0, 1)
         for block in self.blocks:
-            tokens = checkpoint(block, tokens, use_reentrant=False) if checkpointing else block(tokens)
+            run = partial(run_block, block, uncapped=self.attention)
+            tokens = checkpoint(run, tokens, use_reentrant=False) if checkpointing else run(tokens)
         return self.output(self.norm(tokens)).unflatten(0, visible.shape[:2])
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from locfast.models.backbone import Backbone
 from locfast.models.create import seeded
 from locfast.models.model_card import write_model_card
+from locfast.models.softcap import set_softcap
 
 SAME = 5e-3
 """Relative L2 between the exported model's features and the backbone's; TF32 convolutions on a GPU need this much."""
@@ -34,8 +35,12 @@ def write_timm_export(
     on_noise = images is None
     if images is None:
         images = torch.randn(4, 3, *backbone.image_size, generator=torch.Generator().manual_seed(0))
-    _check_same_features(backbone, plain, images)
-    without_cap = None if softcap is None else _difference_without_cap(plain, images, softcap)
+    images = images.float().cpu()
+    with torch.no_grad():
+        features = set_softcap(plain, softcap).forward_features(images)
+        uncapped = set_softcap(plain, None).forward_features(images) if softcap is not None else features
+    _check_same_features(backbone, softcap, images[:1], features[:1])
+    without_cap = None if softcap is None else _relative(uncapped, features)
     folder = folder.resolve()  # "." has no name to write aside under
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".partial-{folder.name}")
@@ -80,24 +85,19 @@ def _model_args(model: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _check_same_features(backbone: Backbone, plain: Any, images: Tensor) -> None:
+def _check_same_features(backbone: Backbone, softcap: float | None, image: Tensor, features: Tensor) -> None:
+    """Raise unless the backbone makes `features` [1, T, C] of `image` [1, 3, H, W]."""
     device, training = next(backbone.parameters()).device, backbone.training
     backbone.eval()
     with torch.autocast(device.type, enabled=False):
-        ours = backbone(images[:1].to(device)).cpu()
+        ours = backbone(image.to(device), softcap=softcap).cpu()
     backbone.train(training)
-    difference = _relative(plain.forward_features(images[:1].float().cpu()), ours)
+    difference = _relative(features, ours)
     if not difference < SAME:
         raise RuntimeError(
-            f"the exported {type(plain).__name__} does not compute what {backbone.name} computes: relative L2 "
+            f"the exported {type(backbone.model).__name__} does not compute what {backbone.name} computes: relative L2 "
             f"{difference:.2e}; nothing was written"
         )
-
-
-@torch.no_grad()
-def _difference_without_cap(plain: Any, images: Tensor, softcap: float) -> float:
-    images = images.float().cpu()
-    return _relative(plain.forward_features(images), Backbone(plain, "export")(images, softcap=softcap))
 
 
 def _relative(approximate: Tensor, exact: Tensor) -> float:

@@ -125,9 +125,9 @@ The weights were trained with attention logits bounded to {softcap:g} * tanh(log
 the forward pass and not of the weights, so plain timm does not know of it. One line puts it back:
 
 ```python
-from locfast.models.softcap import apply_softcap
+from locfast.models.softcap import set_softcap
 
-model = apply_softcap(model, {softcap})
+model = set_softcap(model, {softcap})
 ```
 
 Without it the features of these weights are off by a relative L2 of {without_cap:.2e}, measured on {measured_on}."""

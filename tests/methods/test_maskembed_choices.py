@@ -15,7 +15,7 @@ from locfast.config.base import OptimConfig
 from locfast.config.maskembed import MaskEmbedConfig
 from locfast.methods import create_method, masks
 from locfast.methods.maskembed import MaskEmbed
-from locfast.models.softcap import apply_softcap
+from locfast.models.softcap import set_softcap
 from locfast.random import Keys
 
 SMALL = {"img_size": 64, "embed_dim": 64, "num_heads": 4, "depth": 2}
@@ -101,7 +101,7 @@ def test_block_masks_leave_no_view_empty(masking: str, tmp_path: Path) -> None:
 def test_the_cap_is_in_the_encoder_alone(tmp_path: Path) -> None:
     method = make(tmp_path, softcap=1.0)
     draw, images = method.draw(keys()), batch(method)["views"]["image"]
-    capped = apply_softcap(copy.deepcopy(method.encoder.model), 1.0)
+    capped = set_softcap(copy.deepcopy(method.encoder.model), 1.0)
     embeddings = method.head(capped.forward_features(images))[:, 1:]
     masked = torch.where(draw.visible[..., None], embeddings[:, None], 0)
     rebuilt = (F.pad(masked, (0, 0, 1, 0)) + method.decoder.position).flatten(0, 1)

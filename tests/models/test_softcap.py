@@ -9,7 +9,7 @@ from model_families import images, small
 
 from locfast.errors import UserError
 from locfast.models.attention import attend
-from locfast.models.softcap import apply_softcap
+from locfast.models.softcap import set_softcap
 
 KINDS = ("clip", "siglip", "dinov2_reg", "eva02", "beit", "rope_mixed")
 
@@ -42,18 +42,18 @@ def test_a_capped_timm_model_computes_what_the_wrapper_computes_with_the_same_ke
     backbone = small(kind)
     x = images(backbone)
     model = copy.deepcopy(backbone.model)
-    assert apply_softcap(model, 2.0) is model
+    assert set_softcap(model, 2.0) is model
     torch.testing.assert_close(model.forward_features(x), backbone(x, softcap=2.0))
     assert not torch.allclose(model.forward_features(x), backbone(x))
     assert model.state_dict().keys() == backbone.model.state_dict().keys()
-    torch.testing.assert_close(apply_softcap(model, None).forward_features(x), backbone(x))
+    torch.testing.assert_close(set_softcap(model, None).forward_features(x), backbone(x))
 
 
 @torch.no_grad()
 def test_a_capped_model_survives_copies_and_pickles() -> None:
     backbone = small("clip")
     x = images(backbone)
-    model = apply_softcap(backbone.model, 2.0)
+    model = set_softcap(backbone.model, 2.0)
     expected = model.forward_features(x)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         for parameter in other.blocks.parameters():
@@ -64,13 +64,13 @@ def test_a_capped_model_survives_copies_and_pickles() -> None:
 
 def test_a_model_without_known_attention_is_refused() -> None:
     with pytest.raises(UserError, match="does not know"):
-        apply_softcap(torch.nn.Linear(2, 2), 30.0)
+        set_softcap(torch.nn.Linear(2, 2), 30.0)
 
 
 @pytest.mark.parametrize("cap", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_cap_must_be_positive_and_finite(cap: float) -> None:
     with pytest.raises(UserError, match="positive and finite"):
-        apply_softcap(small("clip").model, cap)
+        set_softcap(small("clip").model, cap)
 
 
 def test_attention_dropout_is_refused_while_training() -> None:

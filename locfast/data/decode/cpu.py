@@ -17,7 +17,7 @@ from locfast.data.decode.rgb import to_rgb
 
 # PIL knows more, but EPS would start Ghostscript on an untrusted file.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "PPM", "BMP", "GIF", "MPO", "AVIF", "JPEG2000")
-RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+RESAMPLING = {each.name.lower(): each for each in Image.Resampling}
 
 ORIENTATIONS = {
     1: (False, False, False),
