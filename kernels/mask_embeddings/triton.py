@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._variants import Variant, variant_of_launch
+
 WANTED_PROGRAMS = 1024
 """Programs that keep a large GPU busy (132 multiprocessors, several programs on each); not tuned on one yet."""
 BLOCK_TOKENS = 8
@@ -144,3 +146,29 @@ def mask_embeddings_backward(grad: Tensor, visible: Tensor, num_prefix_tokens: i
         BLOCK_C=block_channels,
     )
     return x_grad, partial.sum(0)
+
+
+SHAPES = {"B/16@224": (196, 1, 768), "L/14@336": (576, 1, 1024), "SO400M/14@384": (729, 0, 1152)}
+"""Patches, prefix tokens and decoder width of the published recipes: three views of each image."""
+
+
+def variants() -> list[Variant]:
+    """Both kernels, at the shapes of the recipes in bf16 and at the smallest of them in fp16 and fp32."""
+    forms = [("bf16", shape) for shape in SHAPES] + [("fp16", "B/16@224"), ("fp32", "B/16@224")]
+    return [variant for dtype, shape in forms for variant in _variants_of(dtype, shape)]
+
+
+def _variants_of(dtype: str, shape: str) -> list[Variant]:
+    patches, prefix, width = SHAPES[shape]
+    integers = {"B": 64, "V": 3, "N": patches, "P": prefix, "C": width}
+    blocks = {"BLOCK_T": BLOCK_TOKENS, "BLOCK_C": _grid(64, patches + prefix, width)[1]}
+    visible, data = {"visible_ptr": "*u8"}, f"*{dtype}"
+    forward = {"x_ptr": data, "position_ptr": "*fp32", "out_ptr": data} | visible
+    backward = {"grad_ptr": data, "x_grad_ptr": data, "partial_ptr": "*fp32"} | visible
+    return [
+        variant_of_launch(f"mask_embeddings {name} {dtype} {shape}", kernel, types, integers, blocks, dtype=dtype)
+        for name, kernel, types in (
+            ("forward", _mask_embeddings_kernel, forward),
+            ("backward", _mask_embeddings_backward_kernel, backward),
+        )
+    ]

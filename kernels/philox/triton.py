@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._variants import Variant, variant_of_launch
+
 MASK32: tl.constexpr = tl.constexpr(0xFFFFFFFF)
 
 
@@ -50,3 +52,10 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
     if rows:
         _philox_kernel[(triton.cdiv(rows, 256),)](counter, out, *key, rows, BLOCK=256)
     return out
+
+
+def variants() -> list[Variant]:
+    """A key of two words, the second beyond 2^31, and the 256 samples of a batch."""
+    types = {"counter_ptr": "*i64", "out_ptr": "*i64"}
+    integers = {"key0": 12345, "key1": 2**32 - 1, "M": 256}
+    return [variant_of_launch("philox int64", _philox_kernel, types, integers, {"BLOCK": 256}, dtype="int64")]
