@@ -1,13 +1,15 @@
 """Measure, after checking: medians with percentiles, percent of a ceiling measured in the same run, peak memory.
 
 A benchmark script builds a `Bench`, and calls `measure` for each implementation. Rows are printed and written as they
-come, so an interrupted run keeps what it has.
+come, so an interrupted run keeps what it has. An implementation that fails costs its own rows and no others.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import gc
+import os
 import platform
 import statistics
 import subprocess
@@ -19,24 +21,35 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # python benchmarks/x.py, without an install
 
 import torch
-from _results import RESULTS, Measurement, Row, commit, sources_hash
+from _results import RESULTS, ROOT, Measurement, Row, commit, sources_hash
 from torch import Tensor
+
+SMOKE_RESULTS = ROOT / "build" / "benchmarks"
+"""Where a smoke test writes unless told otherwise: git ignores it, and no page shows it."""
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """--out, --device, --budget and --smoke, which every benchmark understands; a script may add its own."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--out", type=Path, help="folder for <gpu>/<benchmark>.json (default benchmarks/results)")
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options.add_argument("--budget", type=float, default=float("inf"), help="seconds after which nothing new starts")
+    options.add_argument("--smoke", action="store_true", help="small shapes, no claim; always so on a CPU")
+    return options
 
 
 def arguments(description: str | None) -> argparse.Namespace:
-    """--out, --device and --budget, which every benchmark understands."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for <gpu>/<benchmark>.json")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which nothing new starts")
-    return parser.parse_args()
+    """The common options, parsed."""
+    return parser(description).parse_args()
 
 
 class Bench:
-    """One benchmark on one device. On a CPU it is a smoke test: three repeats, no claim."""
+    """One benchmark on one device. A smoke test (any run on a CPU) has small shapes, three repeats and no claim."""
 
     def __init__(self, name: str, ops: Sequence[str], args: argparse.Namespace):
-        self.device, self.out = torch.device(args.device), args.out
+        self.device = torch.device(args.device)
+        self.smoke = args.smoke or self.device.type == "cpu"
+        self.out = args.out or (SMOKE_RESULTS if self.smoke else RESULTS)
         self.deadline = time.monotonic() + args.budget
         self.missed: list[str] = []
         head, dirty = commit()
@@ -47,16 +60,19 @@ class Bench:
             commit=head,
             dirty=dirty,
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            command=command(),
+            smoke=self.smoke,
         )
-        self.result.ceilings = ceilings(self.device)
+        self.result.ceilings = {} if self.smoke else ceilings(self.device)
         print(" | ".join(f"{key} {value}" for key, value in self.result.machine.items()))
         measured = " | ".join(f"{value:.0f} {unit}" for unit, value in self.result.ceilings.items())
         print(f"ceilings measured now: {measured}" if measured else "a smoke test: no ceiling, no claim")
-        print(f"{'case':<34} {'direction':<9} {'who':<16} {'ms':>8} {'p20':>8} {'p80':>8} {'rate':>14} {'%':>4} MiB")
+        print(f"{'case':<44} {'direction':<9} {'who':<22} {'ms':>8} {'p20':>8} {'p80':>8} {'rate':>14} {'%':>4} MiB")
 
     @property
-    def smoke(self) -> bool:
-        return self.device.type == "cpu"
+    def path(self) -> Path:
+        """Where the table lies."""
+        return self.result.path(self.out)
 
     def measure(
         self,
@@ -64,33 +80,44 @@ class Bench:
         direction: str,
         who: str,
         run: Callable[[], object],
-        check: Callable[[], None],
+        check: Callable[[], str | None],
         *,
         amount: float,
         unit: str,
-    ) -> None:
+        shape: dict[str, int] | None = None,
+        memory: Callable[[], object] | None = None,
+    ) -> Row | None:
         """Time `run` once `check` has passed. `amount`: bytes for GB/s, FLOPs for TFLOP/s, of one run.
 
-        An implementation that raises, in its check or in its run, gets a row that says so and no time.
+        An implementation that raises, in its check or in its run, gets a row that says so and no time; what `check`
+        returns stands beside the time. `memory` runs instead of `run` where the peak memory is taken (a backward's
+        peak is its forward's too). None where the budget left no time.
         """
-        row = Row(case, direction, who, unit=unit)
+        row = Row(case, direction, who, unit=unit, shape=shape or {})
         if time.monotonic() > self.deadline:
             self.missed.append(f"{case}, {direction}, {who}")
-            return
+            return None
         try:
-            check()
-            row.peak_mib = peak_memory(run, self.device)
+            row.note = check() or ""
+            row.peak_mib = peak_memory(memory or run, self.device)
             row.ms, row.ms_p20, row.ms_p80 = time_ms(run, self.device)
         except AssertionError as error:
-            row.note = f"refused, result is wrong: {error}".splitlines()[0]
+            row.note = f"refused, result is wrong: {first_line(error)}"
+        except torch.OutOfMemoryError:
+            row.note = "did not run: out of memory"
         except Exception as error:  # a peer may fail in any way; the table tells, and the others are still measured
-            row.note = f"did not run: {type(error).__name__}: {error}".splitlines()[0]
+            row.note = f"did not run: {first_line(error)}"
         if row.ms is not None:
             row.rate = amount / row.ms / {"GB/s": 1e6, "TFLOP/s": 1e9}[unit]
             row.percent = 100 * row.rate / self.result.ceilings[unit] if unit in self.result.ceilings else None
-        self.result.rows.append(row)
-        self.result.write(self.out)
-        print(_line(row), flush=True)
+        else:
+            self._clear_up()
+        self._add(row)
+        return row
+
+    def absent(self, who: str, why: str) -> None:
+        """A row for an implementation that no case can run: not installed, does not load."""
+        self._add(Row("all", "", who, note=why))
 
     def finish(self) -> None:
         """Say where the table lies and what the budget left out."""
@@ -99,10 +126,29 @@ class Bench:
         for missed in self.missed:
             print(f"not reached: {missed}")
 
+    def _add(self, row: Row) -> None:
+        self.result.rows.append(row)
+        self.result.write(self.out)
+        print(_line(row), flush=True)
+
+    def _clear_up(self) -> None:
+        """After a failure: give its memory back. A kernel's fault ends the CUDA context, and with it the run."""
+        gc.collect()
+        if self.device.type != "cuda":
+            return
+        try:
+            torch.cuda.synchronize(self.device)
+            torch.cuda.empty_cache()
+        except Exception as error:
+            print(f"the CUDA context is lost, nothing more can run: {first_line(error)}")
+            self.deadline = -float("inf")
+
 
 def machine(device: torch.device) -> dict[str, str]:
     """What the figures depend on: device, driver, versions."""
     found = {"gpu": "cpu", "torch": torch.__version__, "python": platform.python_version()}
+    if device.type == "cpu":
+        found["cpu"] = f"{_processor()}, {os.cpu_count()} cores"
     if device.type == "cuda":
         query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"]
         try:
@@ -160,16 +206,42 @@ def ceilings(device: torch.device) -> dict[str, float]:
     return {"GB/s": 2 * source.nbytes / copy / 1e6, "TFLOP/s": 2 * size**3 / matmul / 1e9}
 
 
+def command() -> str:
+    """What to type to measure the same again, wherever the result lies: "python benchmarks/x.py --only locfast"."""
+    typed, words = ["python", f"benchmarks/{Path(sys.argv[0]).name}"], iter(sys.argv[1:])
+    for word in words:
+        if word in ("--out", "--budget"):
+            next(words, None)
+        elif not word.startswith(("--out=", "--budget=")):
+            typed.append(word)
+    return " ".join(typed)
+
+
+def first_line(error: Exception) -> str:
+    """An error in one line, with its type unless that says nothing."""
+    text = (str(error).splitlines() or [""])[0][:240]
+    return text if isinstance(error, AssertionError) else f"{type(error).__name__}: {text}"
+
+
 def num_bytes(*tensors: Tensor) -> int:
     """Bytes of all tensors together."""
     return sum(t.nbytes for t in tensors)
 
 
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def _line(row: Row) -> str:
-    head = f"{row.case:<34} {row.direction:<9} {row.who:<16} "
+    head = f"{row.case:<44} {row.direction:<9} {row.who:<22} "
     if row.ms is None:
         return head + row.note
     peak = "" if row.peak_mib is None else f" {row.peak_mib:.0f}"
     rate = f"{row.rate:.1f} {row.unit}"
     percent = "" if row.percent is None else f"{row.percent:.0f}"
-    return head + f"{row.ms:8.3f} {row.ms_p20:8.3f} {row.ms_p80:8.3f} {rate:>14} {percent:>4}{peak}"
+    note = f"  {row.note}" if row.note else ""
+    return head + f"{row.ms:8.3f} {row.ms_p20:8.3f} {row.ms_p80:8.3f} {rate:>14} {percent:>4}{peak}{note}"

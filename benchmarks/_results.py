@@ -22,7 +22,7 @@ class Row:
     case: str
     """Shapes and dtype, e.g. "L/14@336, B 64, bf16"."""
     direction: str
-    """forward or backward."""
+    """forward, backward, or both in one."""
     who: str
     """The implementation: "locfast triton", "eager", ..."""
     ms: float | None = None
@@ -36,9 +36,11 @@ class Row:
     percent: float | None = None
     """Of the ceiling measured in the same run."""
     peak_mib: float | None = None
-    """Memory allocated at the peak, beyond the inputs."""
+    """Memory allocated at the peak, beyond the inputs; of a backward: with its forward."""
     note: str = ""
-    """Why it did not run or was refused."""
+    """Why it did not run or was refused, or what to know beside the time."""
+    shape: dict[str, int] = field(default_factory=dict)
+    """What was run, by the letters of the design: {"B": 64, "H": 16, "T": 577, "D": 64}."""
 
 
 @dataclass
@@ -55,11 +57,19 @@ class Measurement:
     ceilings: dict[str, float] = field(default_factory=dict)
     """Measured in the same run: "GB/s" of a large copy, "TFLOP/s" of a large bf16 matmul."""
     rows: list[Row] = field(default_factory=list)
+    command: str = ""
+    """What to type to measure this again."""
+    smoke: bool = False
+    """Small shapes, three repeats: shows that the script runs, and claims nothing."""
     schema: int = SCHEMA
+
+    def path(self, folder: Path) -> Path:
+        """Where it lies within a folder of results."""
+        return folder / slug(self.machine["gpu"]) / f"{self.benchmark}.json"
 
     def write(self, folder: Path) -> Path:
         """Write to folder/<gpu>/<benchmark>.json, whole or not at all."""
-        path = folder / slug(self.machine["gpu"]) / f"{self.benchmark}.json"
+        path = self.path(folder)
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".tmp")
         aside.write_text(json.dumps(asdict(self), indent=1) + "\n")

@@ -65,7 +65,8 @@ def run_case(bench: Bench, case: str, batch: int, patches: int, prefix: int, wid
 
         moved = num_bytes(x, visible, position, grad)  # x, masks and positions once; the output is as large as grad
         bench.measure(case, "forward", who, forward, check, amount=moved, unit="GB/s")
-        bench.measure(case, "backward", who, backward, check, amount=moved, unit="GB/s")
+        both = functools.partial(with_gradients, function, inputs, grad)
+        bench.measure(case, "backward", who, backward, check, amount=moved, unit="GB/s", memory=both)
 
 
 def with_gradients(function, inputs, grad: Tensor) -> tuple[Tensor, ...]:

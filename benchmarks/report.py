@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
+from _attention_targets import table, targets
 from _results import RESULTS, ROOT, Measurement, Row, sources_hash
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -16,52 +18,87 @@ This page is generated from `benchmarks/results/` by `python benchmarks/report.p
 from a JSON file there, with the commit, versions and a hash of the sources it was measured on. A figure that has no
 file does not exist. Each implementation is checked against the reference before it is timed; `ms` is the median over
 repeats with a cold L2 cache, followed by the 20th and 80th percentiles; `%` is of the ceiling that was measured in the
-same run (a large copy, or a large bf16 matmul). Rows marked *older kernel* were measured on sources that have changed.
+same run (a large copy, or a large bf16 matmul). Peak memory is what is allocated beyond the inputs; a backward's is
+taken with its forward. Rows marked *older kernel* were measured on sources that have changed.
 
 To measure on your GPU: `python benchmarks/suite.py --out benchmarks/results`.
 """
 NOTHING = """
 ## Not measured yet
 
-No GPU has run these benchmarks so far, so this page holds no figure. What is checked without one: every kernel's
+No GPU has run these benchmarks so far, so this page claims no speed. What is checked without one: every kernel's
 results against the reference (Triton in its interpreter, CUDA ops by their CPU loop), and that the Triton kernels
 compile for sm_90 without spills.
+"""
+CPU = """
+## Memory on a CPU
+
+Sizes, which do not depend on how fast the machine is. No times are taken on a CPU.
 """
 
 
 def render(results: Path = RESULTS) -> str:
-    """The page as Markdown."""
-    folders = sorted(folder for folder in results.glob("*") if folder.is_dir())
-    measurements = [[Measurement.read(path) for path in sorted(folder.glob("*.json"))] for folder in folders]
+    """The page as Markdown. Smoke tests that somebody left there are passed over."""
     parts = [HEAD]
-    for on_gpu in filter(None, measurements):
-        parts.append(f"\n## {on_gpu[0].machine['gpu']}\n")
-        parts += [section(measurement) for measurement in on_gpu]
-    if not any(measurements):
+    machines = []
+    for folder in sorted(folder for folder in results.glob("*") if folder.is_dir()):
+        read = {path: Measurement.read(path) for path in sorted(folder.glob("*.json"))}
+        machines.append({path: measurement for path, measurement in read.items() if not measurement.smoke})
+    gpus = [found for found in machines if found and not _is_cpu(found)]
+    if not gpus:
         parts.append(NOTHING)
+    for found in (*gpus, *(found for found in machines if found and _is_cpu(found))):
+        gpu = next(iter(found.values())).machine["gpu"]
+        parts.append(CPU if gpu == "cpu" else f"\n## {gpu}\n")
+        parts += [section(measurement, path.with_suffix(".svg")) for path, measurement in found.items()]
     return "".join(parts)
 
 
-def section(measurement: Measurement) -> str:
-    """One benchmark's table."""
+def _is_cpu(found: dict[Path, Measurement]) -> bool:
+    return next(iter(found.values())).machine["gpu"] == "cpu"
+
+
+def section(measurement: Measurement, chart: Path) -> str:
+    """One benchmark's table, with its chart and its targets where it has them."""
     changed = [op for op, hashed in measurement.sources.items() if hashed != sources_hash(op)]
     versions = ", ".join(f"{name} {value}" for name, value in measurement.machine.items() if name != "gpu")
-    ceilings = ", ".join(f"{value:.0f} {unit}" for unit, value in measurement.ceilings.items())
-    lines = [
-        f"\n### {measurement.benchmark}\n",
-        f"Measured {measurement.date[:10]} at {measurement.commit[:12]}{' with changes' if measurement.dirty else ''}; "
-        f"{versions}. Ceilings: {ceilings or 'none'}.\n",
-        "| case | direction | who | ms (p20, p80) | rate | % | peak MiB | |",
-        "|---|---|---|---|---|---|---|---|",
-        *(table_row(row, bool(changed)) for row in measurement.rows),
-    ]
+    told = [f"Measured {measurement.date[:10]} at {measurement.commit[:12]}", f"{versions}."]
+    told[0] += " with changes; " if measurement.dirty else "; "
+    if measurement.ceilings:
+        told.append(
+            " Ceilings: " + ", ".join(f"{value:.0f} {unit}" for unit, value in measurement.ceilings.items()) + "."
+        )
+    if measurement.command:
+        told.append(f" To measure it again: `{measurement.command}`.")
+    lines = [f"\n### {measurement.benchmark}\n", "".join(told) + "\n"]
+    if chart.is_file():
+        lines.append(f"![{measurement.benchmark}: time against tokens]({_from_page(chart)})\n")
+    wanted = table(targets(measurement.rows))
+    if wanted:
+        lines += [*wanted, ""]
+    if all(row.ms is None and row.peak_mib is not None for row in measurement.rows):
+        lines += ["| case | direction | who | peak MiB | |", "|---|---|---|---|---|"]
+        lines += [memory_row(row, bool(changed)) for row in measurement.rows]
+    else:
+        lines += [
+            "| case | direction | who | ms (p20, p80) | rate | % | peak MiB | |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        lines += [table_row(row, bool(changed)) for row in measurement.rows]
     return "\n".join(lines) + "\n"
 
 
+def _from_page(file: Path) -> str:
+    return os.path.relpath(file, PAGE.parent)
+
+
+def memory_row(row: Row, changed: bool) -> str:
+    """Of a benchmark that measures memory alone."""
+    return f"| {row.case} | {row.direction} | {row.who} | {row.peak_mib:.0f} | {_note(row, changed)} |"
+
+
 def table_row(row: Row, changed: bool) -> str:
-    note = row.note
-    if changed and row.who.startswith("locfast"):
-        note = f"*older kernel* {note}".rstrip()
+    note = _note(row, changed)
     if row.ms is None:
         return f"| {row.case} | {row.direction} | {row.who} | | | | | {note} |"
     percent = "" if row.percent is None else f"{row.percent:.0f}"
@@ -70,6 +107,11 @@ def table_row(row: Row, changed: bool) -> str:
         f"| {row.case} | {row.direction} | {row.who} | {row.ms:.3f} ({row.ms_p20:.3f}, {row.ms_p80:.3f}) "
         f"| {row.rate:.1f} {row.unit} | {percent} | {peak} | {note} |"
     )
+
+
+def _note(row: Row, changed: bool) -> str:
+    note = row.note.replace("|", "/")
+    return f"*older kernel* {note}".rstrip() if changed and row.who.startswith("locfast") else note
 
 
 def main() -> None:

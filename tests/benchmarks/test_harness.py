@@ -4,9 +4,9 @@ import sys
 
 import pytest
 import torch
-from _harness import Bench
+from _harness import SMOKE_RESULTS, Bench, command
 
-ARGUMENTS = {"device": "cpu", "budget": float("inf")}
+ARGUMENTS = {"device": "cpu", "budget": float("inf"), "smoke": True}
 
 
 @pytest.fixture
@@ -39,6 +39,40 @@ def test_a_peer_that_fails_leaves_a_row_and_the_others_go_on(bench):
     peer, ours = written(bench)["rows"]
     assert "no such library" in peer["note"]
     assert ours["ms"] >= 0
+
+
+def test_running_out_of_memory_costs_one_row(bench):
+    def fill():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is")
+
+    bench.measure("case", "forward", "reference", fill, lambda: None, amount=1, unit="GB/s")
+    bench.measure("case", "forward", "ours", lambda: None, lambda: None, amount=1, unit="GB/s")
+    reference, ours = written(bench)["rows"]
+    assert reference["note"] == "did not run: out of memory"
+    assert ours["ms"] >= 0
+
+
+def test_what_the_check_says_stands_beside_the_time(bench):
+    bench.measure("case", "forward", "peer", lambda: None, lambda: "less exact", amount=1, unit="GB/s")
+    (row,) = written(bench)["rows"]
+    assert row["ms"] >= 0 and row["note"] == "less exact"
+
+
+def test_what_is_not_there_has_a_row(bench):
+    bench.absent("flash-attn 4", "not installed")
+    (row,) = written(bench)["rows"]
+    assert (row["who"], row["ms"], row["note"]) == ("flash-attn 4", None, "not installed")
+
+
+def test_a_smoke_test_stays_out_of_the_results(bench):
+    assert bench.result.smoke
+    assert Bench("some_question", [], argparse.Namespace(out=None, **ARGUMENTS)).out == SMOKE_RESULTS
+
+
+def test_command_is_what_to_type_without_where_this_run_wrote(monkeypatch):
+    typed = ["/anywhere/benchmarks/x.py", "--only", "locfast", "--out", "/somewhere", "--budget=3", "--smoke"]
+    monkeypatch.setattr(sys, "argv", typed)
+    assert command() == "python benchmarks/x.py --only locfast --smoke"
 
 
 def test_rate_is_the_amount_over_the_median(bench):

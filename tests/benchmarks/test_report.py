@@ -30,7 +30,7 @@ def test_performance_page_shows_the_results_as_they_are():
 def test_page_without_results_says_so_and_holds_no_figure(tmp_path):
     page = report.render(tmp_path)
     assert "Not measured yet" in page
-    assert "GB/s" not in page
+    assert "GB/s" not in page and " MiB |" not in page
 
 
 def test_a_measurement_survives_the_way_to_disk_and_the_page(measurement, tmp_path):
@@ -49,6 +49,38 @@ def test_rows_of_changed_sources_are_marked_and_those_of_peers_are_not(measureme
     measurement.write(tmp_path)
     rows = [line for line in report.render(tmp_path).splitlines() if line.startswith("| a case")]
     assert ["older kernel" in row for row in rows] == [True, False]
+
+
+def test_smoke_tests_are_passed_over(measurement, tmp_path):
+    measurement.smoke = True
+    measurement.write(tmp_path)
+    assert report.render(tmp_path) == report.render(tmp_path / "empty")
+
+
+def test_memory_measured_on_a_cpu_stands_below_and_claims_no_speed(measurement, tmp_path):
+    measurement.machine = {"gpu": "cpu", "torch": "2.15.0"}
+    measurement.ceilings = {}
+    measurement.rows = [Row("a block", "both", "public form", peak_mib=808.3, note="627 MiB kept")]
+    measurement.write(tmp_path)
+    page = report.render(tmp_path)
+    assert page.index("Not measured yet") < page.index("Memory on a CPU")
+    assert "| a block | both | public form | 808 | 627 MiB kept |" in page
+
+
+def test_targets_and_chart_stand_above_the_table(measurement, tmp_path):
+    shape = {"B": 64, "H": 16, "T": 577, "D": 64}
+    measurement.rows = [
+        Row("L/14@336, bf16", "forward", who, ms, ms, ms, 300.0, "TFLOP/s", 40.0, 1.0, shape=shape)
+        for who, ms in (("locfast triton", 1.0), ("flex exact", 2.0))
+    ]
+    path = measurement.write(tmp_path)
+    path.with_suffix(".svg").write_text("<svg/>")
+    page = report.render(tmp_path)
+    target, row = (
+        "| locfast triton | flex exact | 1.3x | 2.00x | met |",
+        "| L/14@336, bf16 | forward | locfast triton |",
+    )
+    assert page.index(".svg)") < page.index(target) < page.rindex(row)
 
 
 def test_hash_changes_with_any_source_of_the_op_and_with_nothing_else(tmp_path):
@@ -87,6 +119,16 @@ def test_suite_goes_on_after_a_failure_and_reports_it(tmp_path):
     failed = suite.run([step("bad", "raise SystemExit(3)"), step("good", "pass")], tmp_path, budget=60)
     assert failed == ["bad"]
     assert outcomes(tmp_path) == {"bad": "failed with exit code 3", "good": "passed"}
+
+
+def test_a_step_gets_its_share_of_the_budget_and_leaves_the_rest(tmp_path):
+    slow = suite.Step("tests", ("-c", "import time; time.sleep(30)"), takes_options=False, share=0.1)
+    assert suite.run([slow, step("next", "pass")], tmp_path, budget=10) == []
+    assert outcomes(tmp_path) == {"tests": "cut off by the budget", "next": "passed"}
+
+
+def test_suite_measures_in_order_of_worth():
+    assert [one.name for one in suite.STEPS] == ["parity", "attn_softcap", "mask_embeddings"]
 
 
 def test_suite_stops_at_its_budget_and_lists_what_it_did_not_reach(tmp_path):
