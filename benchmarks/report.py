@@ -33,7 +33,8 @@ compile for sm_90 without spills.
 CPU = """
 ## Memory on a CPU
 
-Sizes, which do not depend on how fast the machine is. No times are taken on a CPU.
+Peak resident size beyond weights and inputs, with the weights' gradients; each form in a process of its own. Sizes do
+not depend on how fast or how busy a machine is; no times are taken on a CPU.
 """
 
 
