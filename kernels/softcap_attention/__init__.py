@@ -48,10 +48,10 @@ def softcap_attention(
     chosen = _backend.choose(OP, q.device, q.dtype, backend, "" if bias is None else "it takes no bias")
     if chosen == "reference":
         return reference.softcap_attention(q, k, v, softcap, scale, key_mask, bias)
-    if softcap is None and backend == "auto":
-        return _pytorchs_attention(q, k, v, scale, key_mask, bias)
     if bias is not None:
         bias = bias.reshape(*(1,) * (4 - bias.ndim), *bias.shape)
+    if softcap is None and backend == "auto":
+        return _pytorchs_attention(q, k, v, scale, key_mask, bias)
     return ops.forward_op(q, k, v, softcap, scale, key_mask, bias, chosen)[0]
 
 

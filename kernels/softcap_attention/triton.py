@@ -32,35 +32,61 @@ class Tiles:
     block_k: int
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
+    """A thread's: 128 lets two programs of 8 warps share a multiprocessor."""
 
 
-WIDTHS = (64, 128, 256)
-"""Tiles are chosen for head dims up to each of these (72 and 80 count as 128: they have two parts, too)."""
-CANDIDATES: dict[tuple[str, int], tuple[tuple[Tiles, ...], ...]] = {
-    ("forward", 16): (
-        (Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3)),
-        (Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 2)),
+WIDTHS = (64, 96, 128, 256)
+"""Tiles are chosen for head dims up to each of these (72 and 80 have two parts, so they count as 96)."""
+CANDIDATES: dict[tuple[str, torch.dtype], tuple[tuple[Tiles, ...], ...]] = {
+    ("forward", torch.bfloat16): (
+        (Tiles(128, 64, 8, 3, 128), Tiles(64, 64, 4, 3)),
+        (Tiles(128, 64, 8, 2, 128), Tiles(64, 64, 4, 2)),
+        (Tiles(128, 64, 8, 2, 128), Tiles(64, 64, 4, 2)),
         (Tiles(64, 32, 4, 2),),
     ),
-    ("backward_q", 16): ((Tiles(64, 64, 4, 2),), (Tiles(64, 64, 4, 2),), (Tiles(64, 32, 8, 2),)),
-    ("backward_kv", 16): (
+    ("forward", torch.float16): (
+        (Tiles(128, 64, 8, 3, 128), Tiles(64, 64, 4, 3)),
+        (Tiles(128, 64, 8, 2, 128), Tiles(64, 64, 4, 2)),
+        (Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2)),
+        (Tiles(64, 32, 4, 2),),
+    ),
+    ("backward_q", torch.bfloat16): (
         (Tiles(64, 64, 4, 2),),
+        (Tiles(64, 64, 4, 2),),
+        (Tiles(64, 64, 4, 2),),
+        (Tiles(64, 32, 8, 2),),
+    ),
+    ("backward_kv", torch.bfloat16): (
+        (Tiles(64, 64, 4, 2),),
+        (Tiles(32, 128, 8, 2), Tiles(32, 64, 4, 2)),
         (Tiles(32, 128, 8, 2), Tiles(32, 64, 4, 2)),
         (Tiles(16, 64, 8, 2),),
     ),
-    ("forward", 32): ((Tiles(32, 32, 4, 2),), (Tiles(32, 32, 8, 2),), (Tiles(16, 32, 8, 1),)),
-    ("backward_q", 32): ((Tiles(32, 32, 4, 1),), (Tiles(32, 32, 8, 1),), (Tiles(16, 16, 8, 1),)),
-    ("backward_kv", 32): ((Tiles(32, 32, 4, 1),), (Tiles(32, 32, 8, 1),), (Tiles(16, 16, 8, 1),)),
+    ("forward", torch.float32): (
+        (Tiles(32, 32, 4, 2),),
+        (Tiles(32, 32, 8, 2),),
+        (Tiles(16, 32, 8, 2),),
+        (Tiles(16, 32, 8, 1),),
+    ),
 }
-"""By kernel and bits of the dtype, for each of WIDTHS: the best first, then smaller ones for lengths that would leave
-much of it empty. Chosen by what the compiler shows for sm_90 (docs/kernels/softcap_attention.md); not measured yet."""
+CANDIDATES["backward_q", torch.float16] = CANDIDATES["backward_q", torch.bfloat16]
+CANDIDATES["backward_kv", torch.float16] = CANDIDATES["backward_kv", torch.bfloat16]
+CANDIDATES["backward_q", torch.float32] = CANDIDATES["backward_kv", torch.float32] = (
+    (Tiles(16, 32, 4, 1),),
+    (Tiles(32, 32, 8, 1),),
+    (Tiles(32, 32, 8, 1),),
+    (Tiles(16, 16, 8, 1),),
+)
+"""By kernel and dtype, for each of WIDTHS: the best first, then smaller ones for lengths that would leave much of it
+empty. Chosen by what the compiler shows for sm_90 (docs/kernels/softcap_attention.md); not measured yet."""
 MAX_PADDING = 1.1
 """How much more padding than the least the preferred tile may have: 257 tokens take 5 blocks of 64, not 3 of 128."""
 
 tiles_override: dict[str, Tiles] = {}
 """Tiles by kernel name ("forward", "backward_q", "backward_kv") that a benchmark tries instead of the defaults."""
 bf16_tanh = "hardware"
-"""hardware or polynomial: how bf16 takes its tanh (fp16 and fp32 take an accurate one)."""
+"""hardware or polynomial: how bf16 takes its tanh."""
 
 
 def tiles(kernel: str, head_dim: int, dtype: torch.dtype, rows: int) -> Tiles:
@@ -68,7 +94,7 @@ def tiles(kernel: str, head_dim: int, dtype: torch.dtype, rows: int) -> Tiles:
     if kernel in tiles_override:
         return tiles_override[kernel]
     width = next(i for i, most in enumerate(WIDTHS) if head_dim <= most)
-    candidates = CANDIDATES[kernel, torch.finfo(dtype).bits][width]
+    candidates = CANDIDATES[kernel, dtype][width]
 
     def padded(cut: Tiles) -> int:
         block = cut.block_k if kernel == "backward_kv" else cut.block_q
@@ -107,6 +133,8 @@ def softcap_attention(
         ONLINE=shift is None,
         ALIGN=align,
         **constants,
+        num_warps=cut.num_warps,
+        num_stages=cut.num_stages,
         **_options(cut),
     )
     return out, lse
@@ -145,6 +173,8 @@ def softcap_attention_backward(
         *sizes,
         ALIGN=align,
         **_constants(cut, head_dim, q.dtype, keys, "k", softcap, key_mask is not None),
+        num_warps=cut.num_warps,
+        num_stages=cut.num_stages,
         **_options(cut),
     )
     cut = tiles("backward_kv", head_dim, q.dtype, keys)
@@ -154,6 +184,8 @@ def softcap_attention_backward(
         *sizes,
         ALIGN=align,
         **_constants(cut, head_dim, q.dtype, queries, "q", softcap, key_mask is not None),
+        num_warps=cut.num_warps,
+        num_stages=cut.num_stages,
         **_options(cut),
     )
     return q_grad, k_grad, v_grad
@@ -192,7 +224,7 @@ def _constants(
         first, second = 2 * first, 0
     block = cut.block_q if side == "q" else cut.block_k
     rest = walked % block
-    tanh = bf16_tanh if dtype == torch.bfloat16 else "accurate"
+    tanh = {torch.bfloat16: bf16_tanh, torch.float16: "exponential"}.get(dtype, "accurate")
     return {
         "D": head_dim,
         "D0": first,
@@ -207,7 +239,9 @@ def _constants(
 
 
 def _options(cut: Tiles) -> dict[str, Any]:
-    return {"num_warps": cut.num_warps, "num_stages": cut.num_stages, "enable_fp_fusion": True}
+    """Compile options; fusion of products and sums is said aloud since Triton means to change its default."""
+    options = {"enable_fp_fusion": True}
+    return options if cut.max_registers is None else options | {"maxnreg": cut.max_registers}
 
 
 def _strides(unit: int, *tensors: Tensor) -> list[int]:
@@ -274,6 +308,7 @@ def _variant(name: str, kernel: Any, dtype: torch.dtype, head_dim: int, tokens: 
         unaligned=tuple(arg for arg, kind in types.items() if kind == "i32"),
         num_warps=cut.num_warps,
         num_stages=cut.num_stages,
+        options=_options(cut),
         dtype=short,
         head_dim=head_dim,
         needs_tensor_cores=dtype != torch.float32 and head_dim <= 128,

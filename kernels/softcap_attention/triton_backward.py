@@ -13,7 +13,8 @@ def _load_lse(lse_ptr, row, inside):
     first = lse.to(tl.float32)
     second = tl.zeros_like(first)
     if lse.dtype == tl.float64:
-        second = tl.where(lse < float("inf"), lse - first.to(tl.float64), 0.0).to(tl.float32)
+        finite = tl.where(lse < float("inf"), lse, 0.0)
+        second = (finite - finite.to(tl.float32).to(tl.float64)).to(tl.float32)
     return first, second
 
 

@@ -34,7 +34,7 @@ def test_the_preferred_tile_gives_way_to_a_smaller_one_that_leaves_less_of_it_em
 def test_one_kept_key_gives_queries_and_keys_no_gradient_at_all(device):
     q, k, v, grad = make_inputs(1, 1, 20, 16, torch.bfloat16, CAP, device)
     key_mask = torch.arange(20, device=device)[None] == 3
-    out, q_grad, k_grad, v_grad = gradients(
+    _, q_grad, k_grad, v_grad = gradients(
         lambda *t: softcap_attention(*t, softcap=CAP, key_mask=key_mask, backend="triton"), (q, k, v), grad
     )
     assert (q_grad == 0).all() and (k_grad == 0).all() and (v_grad[:, :, 3] != 0).all()
