@@ -103,6 +103,8 @@ def _is_peer(name: str) -> bool:
 def _stroke(name: str, number: int) -> str:
     width = 1.5 if _is_peer(name) else 3
     dashes = ' stroke-dasharray="5 4"' if "no cap" in name else ""
+    if number >= len(COLORS):  # colours come round again
+        dashes = ' stroke-dasharray="1 3"'
     return f'stroke="{COLORS[number % len(COLORS)]}" stroke-width="{width}"{dashes}'
 
 
