@@ -50,7 +50,7 @@ class Measurement:
     benchmark: str
     machine: dict[str, str]
     sources: dict[str, str]
-    """Hash of the sources of every op that was measured, by name."""
+    """Hash of the sources of every op (or file of one) that was measured, by name."""
     commit: str
     dirty: bool
     date: str
@@ -92,9 +92,13 @@ def slug(name: str) -> str:
 
 
 def sources_hash(op: str, root: Path = ROOT) -> str:
-    """Of every source file of an op, kernels/<op> and csrc/<op>: a table whose hash differs shows an older kernel."""
+    """Of every source file of an op, kernels/<op> and csrc/<op>: a table whose hash differs shows an older kernel.
+
+    `op` may also name one file, "softcap_attention/tiled.py", where nothing else of the op was measured.
+    """
     digest = hashlib.sha256()
-    files = [path for room in ("kernels", "csrc") for path in (root / room / op).rglob("*") if path.is_file()]
+    places = [root / room / op for room in ("kernels", "csrc")]
+    files = [path for place in places for path in (place, *place.rglob("*")) if path.is_file()]
     for path in sorted(path for path in files if path.suffix in {".py", ".h", ".cuh", ".cpp", ".cu"}):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]

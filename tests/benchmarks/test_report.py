@@ -95,6 +95,16 @@ def test_hash_changes_with_any_source_of_the_op_and_with_nothing_else(tmp_path):
     assert sources_hash("op", tmp_path) != before
 
 
+def test_hash_of_one_file_does_not_change_with_its_neighbours(tmp_path):
+    (tmp_path / "kernels" / "op").mkdir(parents=True)
+    (tmp_path / "kernels" / "op" / "tiled.py").write_text("first")
+    before = sources_hash("op/tiled.py", tmp_path)
+    (tmp_path / "kernels" / "op" / "triton.py").write_text("another backend")
+    assert sources_hash("op/tiled.py", tmp_path) == before != sources_hash("op", tmp_path)
+    (tmp_path / "kernels" / "op" / "tiled.py").write_text("second")
+    assert sources_hash("op/tiled.py", tmp_path) != before
+
+
 def test_results_of_another_schema_are_refused(measurement, tmp_path):
     path = measurement.write(tmp_path)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 0}))
