@@ -2,18 +2,29 @@
 #include <torch/csrc/stable/library.h>
 
 #include "mask_embeddings/op.h"
+#include "softcap_attention/op.h"
 
 STABLE_TORCH_LIBRARY(locfast_C, library) {
   library.def("mask_embeddings(Tensor x, Tensor visible, Tensor position) -> Tensor");
   library.def("mask_embeddings_backward(Tensor grad, Tensor visible, int num_prefix_tokens) -> (Tensor, Tensor)");
+  library.def(
+      "softcap_attention(Tensor q, Tensor k, Tensor v, float? softcap, float scale, Tensor? key_mask, "
+      "int shared_bytes=0, bool polynomial=False) -> (Tensor, Tensor)");
+  library.def(
+      "softcap_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, float? softcap, "
+      "float scale, Tensor? key_mask, int shared_bytes=0) -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(locfast_C, CPU, library) {
   library.impl("mask_embeddings", TORCH_BOX(&locfast::mask_embeddings::forward));
   library.impl("mask_embeddings_backward", TORCH_BOX(&locfast::mask_embeddings::backward));
+  library.impl("softcap_attention", TORCH_BOX(&locfast::softcap_attention::forward));
+  library.impl("softcap_attention_backward", TORCH_BOX(&locfast::softcap_attention::backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(locfast_C, CUDA, library) {
   library.impl("mask_embeddings", TORCH_BOX(&locfast::mask_embeddings::forward));
   library.impl("mask_embeddings_backward", TORCH_BOX(&locfast::mask_embeddings::backward));
+  library.impl("softcap_attention", TORCH_BOX(&locfast::softcap_attention::forward));
+  library.impl("softcap_attention_backward", TORCH_BOX(&locfast::softcap_attention::backward));
 }

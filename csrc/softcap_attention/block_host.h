@@ -1,0 +1,247 @@
+// A block of threads on the CPU, in lock step: Registers<T> is one T for each lane, a loop over lanes is a loop, and
+// what warps do together follows the PTX ISA's fragment layouts. It is as strict as the GPU where that costs nothing:
+// shared memory starts as NaN, copies arrive no earlier than wait(), and consecutive phases run their warps in
+// opposite orders, so that results change where a sync is missing.
+#pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "softcap_attention.h"
+
+namespace locfast::softcap_attention {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+struct HostMath {
+  static float exp2(float x) { return std::exp2(x); }
+  static float log(float x) { return std::log(x); }
+  static float reciprocal(float x) { return 1.0f / x; }
+  // tanh.approx.f32 has a relative error of 2^-11: here tanh is rounded to as many bits.
+  static float hardware_tanh(float x) {
+    const float value = std::tanh(x);
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    bits = (bits + (1u << 12)) & ~((1u << 13) - 1);
+    float result;
+    std::memcpy(&result, &bits, 4);
+    return result;
+  }
+};
+
+class HostWarp {
+ public:
+  using Math = HostMath;
+
+  template <typename T>
+  struct Registers {
+    T value[kLanes];
+    T& operator[](int lane) { return value[lane]; }
+    const T& operator[](int lane) const { return value[lane]; }
+  };
+
+  explicit HostWarp(char* shared) : shared_(shared) {}
+
+  template <class Body>
+  void each_lane(Body body) const {
+    for (int lane = 0; lane < kLanes; ++lane) body(lane);
+  }
+  void sync() const {}
+
+  template <typename Value>
+  Value& shared(int offset) const {
+    return *reinterpret_cast<Value*>(shared_ + offset);
+  }
+
+  // Lane l gets elements 2 (l % 4) and the next of row l / 4 of each matrix; transposed, of column l / 4.
+  template <bool kTransposed, class Offset>
+  void load_matrices(Registers<Array<uint32_t, 4>>& to, Offset offset) const {
+    int offsets[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) offsets[lane] = offset(lane);
+    load_rows(to, offsets, kTransposed);
+  }
+
+  template <int N>
+  void transpose(Registers<Array<uint32_t, N>>& to, int index, const Registers<Array<uint32_t, N>>& from,
+                 int from_index) const {
+    uint16_t matrix[8][8];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const uint32_t word = from[lane][from_index];
+      matrix[lane / 4][2 * (lane % 4)] = static_cast<uint16_t>(word);
+      matrix[lane / 4][2 * (lane % 4) + 1] = static_cast<uint16_t>(word >> 16);
+    }
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const uint32_t low = matrix[2 * (lane % 4)][lane / 4], high = matrix[2 * (lane % 4) + 1][lane / 4];
+      to[lane][index] = low | high << 16;
+    }
+  }
+
+  // mma.m16n8k16. Of a, register i of lane l holds row l / 4 + 8 (i % 2), columns 2 (l % 4) + 8 (i / 2) and the next;
+  // of b, register i holds column l / 4, rows 2 (l % 4) + 8 i and the next; of the sum, register i holds row
+  // l / 4 + 8 (i / 2), column 2 (l % 4) + i % 2.
+  template <typename T, int N, int M>
+  void multiply(Registers<Array<float, N>>& sum, int tile, const Registers<Array<uint32_t, M>>& a, int block,
+                const Registers<Array<uint32_t, 4>>& b, int half) const {
+    multiply_lanes<T>(&sum[0][4 * tile], N, &a[0][4 * block], M, &b[0][2 * half]);
+  }
+
+  void sum_over_rows(Registers<Array<float, 2>>& values) const {
+    over_rows(values, [](float a, float b) { return a + b; });
+  }
+  void maximum_over_rows(Registers<Array<float, 2>>& values) const {
+    over_rows(values, [](float a, float b) { return std::fmax(a, b); });
+  }
+
+  template <class Predicate>
+  bool all(Predicate predicate) const {
+    bool result = true;
+    for (int lane = 0; lane < kLanes; ++lane) result &= predicate(lane);
+    return result;
+  }
+
+  template <typename T>
+  static uint32_t pack(float low, float high) {
+    return static_cast<uint32_t>(T(low).x) | static_cast<uint32_t>(T(high).x) << 16;
+  }
+  template <typename T>
+  static Array<float, 2> unpack(uint32_t word) {
+    return {static_cast<float>(T(static_cast<uint16_t>(word), T::from_bits())),
+            static_cast<float>(T(static_cast<uint16_t>(word >> 16), T::from_bits()))};
+  }
+
+ private:
+  // Not inlined, and with strides in place of types: there are hundreds of uses, and builds should stay short.
+  [[gnu::noinline]] void load_rows(Registers<Array<uint32_t, 4>>& to, const int* offsets, bool transposed) const {
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      const uint16_t* rows[8];
+      for (int row = 0; row < 8; ++row) rows[row] = &shared<uint16_t>(offsets[8 * matrix + row]);
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const int across = 2 * (lane % 4), down = lane / 4;
+        const uint32_t low = transposed ? rows[across][down] : rows[down][across];
+        const uint32_t high = transposed ? rows[across + 1][down] : rows[down][across + 1];
+        to[lane][matrix] = low | high << 16;
+      }
+    }
+  }
+
+  template <typename T>
+  [[gnu::noinline]] static void multiply_lanes(float* sum, int sum_stride, const uint32_t* a, int a_stride,
+                                               const uint32_t* b) {
+    float left[16][16], right[16][8], total[16][8];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int down = lane / 4, across = 2 * (lane % 4);
+      for (int i = 0; i < 4; ++i) {
+        const Array<float, 2> pair = unpack<T>(a[lane * a_stride + i]);
+        left[down + 8 * (i % 2)][across + 8 * (i / 2)] = pair[0];
+        left[down + 8 * (i % 2)][across + 8 * (i / 2) + 1] = pair[1];
+        total[down + 8 * (i / 2)][across + i % 2] = sum[lane * sum_stride + i];
+      }
+      for (int i = 0; i < 2; ++i) {
+        const Array<float, 2> pair = unpack<T>(b[lane * 4 + i]);
+        right[across + 8 * i][down] = pair[0];
+        right[across + 8 * i + 1][down] = pair[1];
+      }
+    }
+    for (int row = 0; row < 16; ++row) {
+      for (int k = 0; k < 16; ++k) {
+        for (int column = 0; column < 8; ++column) total[row][column] += left[row][k] * right[k][column];
+      }
+    }
+    for (int lane = 0; lane < kLanes; ++lane) {
+      for (int i = 0; i < 4; ++i) {
+        sum[lane * sum_stride + i] = total[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2];
+      }
+    }
+  }
+
+  template <class Combine>
+  void over_rows(Registers<Array<float, 2>>& values, Combine combine) const {
+    for (int distance = 1; distance <= 2; distance *= 2) {
+      const Registers<Array<float, 2>> before = values;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        for (int r = 0; r < 2; ++r) values[lane][r] = combine(before[lane][r], before[lane ^ distance][r]);
+      }
+    }
+  }
+
+  char* shared_;
+};
+
+class HostBlock {
+ public:
+  using Warp = HostWarp;
+  template <typename T>
+  struct PerWarp {
+    std::vector<T> value = std::vector<T>(kMostWarps);
+    T& operator[](int warp) { return value[warp]; }
+  };
+
+  HostBlock(int warps, int64_t shared_bytes) : warps_(warps), memory_(shared_bytes / 16 + 1) {}
+
+  void start(int index) {
+    index_ = index;
+    std::memset(memory_.data(), 0xff, memory_.size() * 16);
+    groups_.assign(1, {});
+  }
+
+  int index() const { return index_; }
+  int warps() const { return warps_; }
+  int threads() const { return warps_ * kLanes; }
+
+  template <class Body>
+  void each_thread(Body body) const {
+    for (int thread = 0; thread < threads(); ++thread) body(thread);
+  }
+  template <class Body>
+  void each_warp(Body body) {
+    const HostWarp warp(bytes());
+    backwards_ = !backwards_;
+    for (int i = 0; i < warps_; ++i) body(warp, backwards_ ? warps_ - 1 - i : i);
+  }
+  void sync() const {}
+
+  template <typename Value>
+  Value& shared(int offset) {
+    return *reinterpret_cast<Value*>(bytes() + offset);
+  }
+
+  void copy(int offset, const void* from, bool present) { groups_.back().push_back({offset, present ? from : nullptr}); }
+  void commit() { groups_.emplace_back(); }
+  template <int kPending>
+  void wait() {
+    const int64_t arriving = static_cast<int64_t>(groups_.size()) - 1 - kPending;
+    for (int64_t group = 0; group < arriving; ++group) {
+      for (const Copy& copy : groups_[group]) {
+        if (copy.from == nullptr) {
+          std::memset(bytes() + copy.offset, 0, 16);
+        } else {
+          std::memcpy(bytes() + copy.offset, copy.from, 16);
+        }
+      }
+    }
+    if (arriving > 0) groups_.erase(groups_.begin(), groups_.begin() + arriving);
+  }
+
+ private:
+  struct alignas(16) Line {
+    char bytes[16];
+  };
+  struct Copy {
+    int offset;
+    const void* from;
+  };
+  char* bytes() { return memory_.data()->bytes; }
+
+  int index_ = 0;
+  int warps_;
+  bool backwards_ = false;
+  std::vector<Line> memory_;
+  std::vector<std::vector<Copy>> groups_;
+};
+
+}  // namespace locfast::softcap_attention

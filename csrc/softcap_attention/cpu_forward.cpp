@@ -1,0 +1,27 @@
+// The forward on the CPU, block by block.
+#include <torch/csrc/stable/ops.h>
+
+#include "block_host.h"
+#include "launch.h"
+
+namespace locfast::softcap_attention::cpu {
+
+template <typename T>
+void run(const ForwardArguments<T>& arguments, Softmax softmax, Tanh tanh) {
+  with_width(arguments.shape.head_dim, [&](auto width) {
+    with_arithmetic<T>(softmax, tanh, [&](auto softmax, auto tanh) {
+      torch::stable::parallel_for(0, arguments.walk.blocks, 1, [&](int64_t begin, int64_t end) {
+        HostBlock block(arguments.walk.warps, arguments.walk.shared_bytes);
+        for (int64_t index = begin; index < end; ++index) {
+          block.start(static_cast<int>(index));
+          forward<T, width(), softmax(), tanh()>(block, arguments);
+        }
+      });
+    });
+  });
+}
+
+template void run(const ForwardArguments<Half>&, Softmax, Tanh);
+template void run(const ForwardArguments<BFloat16>&, Softmax, Tanh);
+
+}  // namespace locfast::softcap_attention::cpu
