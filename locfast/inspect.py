@@ -83,6 +83,8 @@ def _kernels(args: argparse.Namespace) -> None:
     architectures = sorted(set(args.arch or ARCHITECTURES))
     if args.check and ARCH not in architectures:
         raise UserError(f"--check looks at sm_{ARCH}, and --arch leaves it out. Add {ARCH} to --arch, or drop --arch.")
+    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
+        raise UserError(f"--json {args.json}: not a file in a folder that exists. Make the folder, or name another.")
     library = _library()
     listing = list_kernels(architectures, args.only or "", args.jobs or _cores(), library=library, progress=_progress)
     if library is None:

@@ -14,7 +14,6 @@ REGISTERS = 64 * KIB
 SCHEDULERS = 4
 REGISTER_UNIT = 256
 """Registers are given to warps in units of this many."""
-MAX_REGISTERS = 255
 SHARED_UNIT = 128
 SHARED_RESERVED = KIB
 """Bytes that the system takes of every block's shared memory, on sm_80 and later."""
@@ -72,8 +71,10 @@ def occupancy(arch: int, registers: int, shared: int, threads: int, tensor_colum
 
 def _blocks_by_registers(registers: int, warps: int) -> int:
     of_a_warp = _round_up(max(registers, 1) * 32, REGISTER_UNIT)
+    if of_a_warp * _round_up(warps, SCHEDULERS) > REGISTERS:  # no such block can start
+        return 0
     warps_of_a_scheduler = REGISTERS // SCHEDULERS // of_a_warp
-    return SCHEDULERS * warps_of_a_scheduler // _round_up(warps, SCHEDULERS)
+    return SCHEDULERS * warps_of_a_scheduler // warps
 
 
 def _round_up(value: int, unit: int) -> int:

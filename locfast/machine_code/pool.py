@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -34,18 +35,29 @@ class Worker:
             answer = ""
         if answer:
             return json.loads(answer)
-        code = process.wait()
-        self._process = None
+        self._end()
+        code = process.returncode
         self._errors.seek(0)
         words = [line.strip() for line in self._errors.read().splitlines() if line.strip()]
         self._errors.seek(0)
         self._errors.truncate()
         return {"failed": f"the compiler died ({code}): {_last_words(words)}"}
 
-    def close(self) -> None:
+    def kill(self) -> None:
+        """End the process now; a request that waits for it is answered as if it had died of it."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+
+    def close(self) -> None:
+        self.kill()
+        self._end()
+        self._errors.close()
+
+    def _end(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.__exit__(None, None, None)  # closes its pipes and waits for it
+            self._process = None
 
     def _start(self) -> subprocess.Popen[str]:
         environment = {
@@ -100,15 +112,14 @@ class Pool:
             progress()
             return answer
 
-        executor = ThreadPoolExecutor(self._size)
-        try:
-            return list(executor.map(ask, requests))
-        except BaseException:  # Ctrl-C: what waits is dropped, and what runs ends with its process
-            executor.shutdown(wait=False, cancel_futures=True)
-            self.__exit__()
-            raise
-        finally:
-            executor.shutdown()
+        with ThreadPoolExecutor(self._size) as executor:
+            try:
+                return list(executor.map(ask, requests))
+            except BaseException:  # Ctrl-C: what waits is dropped, and what runs ends with its process
+                executor.shutdown(wait=False, cancel_futures=True)
+                for worker in self._workers:
+                    worker.kill()
+                raise
 
 
 def _last_words(lines: list[str]) -> str:

@@ -48,7 +48,7 @@ def machine_code(file: Path, arch: int | None = None) -> list[MachineCode]:
     """Every kernel in a cubin (which names no architecture: give it) or in a shared library."""
     kernels: dict[tuple[int, str], MachineCode] = {}
     current: MachineCode | None = None
-    for line in _cuobjdump("-sass", "-res-usage", str(file)).splitlines():
+    for line in _cuobjdump(file, "-sass", "-res-usage").splitlines():
         if header := HEADER.match(line):
             arch = int(header[1])
         elif instruction := INSTRUCTION.match(line):
@@ -76,7 +76,7 @@ def launch_bounds(file: Path) -> dict[tuple[int, str], int]:
     """(architecture, mangled name) -> the most threads of a block, for the kernels of a library that declare them."""
     bounds = {}
     arch, function, wanted = 0, "", False
-    for line in _cuobjdump("-elf", str(file)).splitlines():
+    for line in _cuobjdump(file, "-elf").splitlines():
         if header := HEADER.match(line):
             arch = int(header[1])
         elif line.startswith(".nv.info."):
@@ -115,10 +115,10 @@ def triton_folder() -> Path:
     return Path(spec.origin).parent
 
 
-def _cuobjdump(*arguments: str) -> str:
-    done = subprocess.run([tool("cuobjdump"), *arguments], capture_output=True, text=True)
+def _cuobjdump(file: Path, *options: str) -> str:
+    done = subprocess.run([tool("cuobjdump"), *options, str(file)], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"cuobjdump {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
+        raise RuntimeError(f"cuobjdump cannot read {file.name}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
 
 

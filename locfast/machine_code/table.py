@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from locfast.errors import UserError
 from locfast.machine_code.listing import Listing, Row
 
 COLUMNS = (
@@ -52,10 +51,7 @@ def write_json(listing: Listing, path: Path) -> None:
         "notes": listing.notes,
         "kernels": [dataclasses.asdict(row) | {"tensor_core": row.tensor_core} for row in listing.rows],
     }
-    try:
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        raise UserError(f"--json {path}: {error.strerror}. Give a file in a folder that exists.") from error
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -44,13 +44,12 @@ def main() -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong, in a line: the innermost cause's, since Triton wraps errors in the source around them."""
-    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
-        error = error.__cause__
+    """What went wrong, in a line."""
     lines = [line.strip() for line in str(error).splitlines()]
-    # a CompilationError of Triton's is "at 12:8:", the source so far with a caret under it, and then the reason
-    carets = [i for i, line in enumerate(lines) if line == "^"]
-    lines = [line for line in (lines[carets[-1] + 1 :] if carets else lines) if line]
+    # Triton tells a mistake in a kernel as "at 12:8:", the source so far, a caret under it, and then the reason;
+    # and one of the assembler under a heading, with what the assembler said below
+    headings = [i for i, line in enumerate(lines) if line in ("^", "`ptxas` stderr:")]
+    lines = [line for line in lines[headings[-1] + 1 if headings else 0 :] if line]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
@@ -79,11 +78,12 @@ def _list(modules: list[str] | None) -> dict[str, Any]:
 
 @functools.cache
 def _variants(module: str) -> list[Any] | None:
+    """What a module lists; none where an op has no Triton kernels, None where the module has no variants()."""
     try:
         loaded = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name == module:  # an op without Triton kernels
-            return None
+        if error.name == module:
+            return []
         raise
     return loaded.variants() if hasattr(loaded, "variants") else None
 
