@@ -110,7 +110,7 @@ def _(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     bias_grad = q.new_empty(0) if bias is None or not needs_bias_grad else bias.new_empty(bias.shape)
-    return *(_tokens_outside_heads(t) for t in (q, k, v)), bias_grad
+    return _tokens_outside_heads(q), _tokens_outside_heads(k), _tokens_outside_heads(v), bias_grad
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -63,7 +63,7 @@ def softcap_attention_backward(
         queries, out_grad = q[:, :, rows].to(compute), grad[:, :, rows].to(compute)
         logits = _logits(queries, keys, scale, bias, rows)
         tanh = None if softcap is None else logits.div_(softcap).tanh_()
-        weights = _softmax(logits if tanh is None else tanh * softcap, key_mask)
+        weights = _softmax(logits if softcap is None or tanh is None else tanh * softcap, key_mask)
         v_grad += weights.transpose(-2, -1) @ out_grad
         # Softmax's derivative from the weights themselves: a shortcut through the rounded output loses digits in bf16.
         logits_grad = (out_grad @ values.transpose(-2, -1)).mul_(weights)

@@ -18,6 +18,7 @@ from torch import Tensor
 from .._variants import Variant
 from .triton_backward import _backward_kv_kernel, _backward_q_kernel
 from .triton_forward import _forward_kernel
+from .triton_one_pass import _backward_one_pass_kernel
 
 LOG2E = math.log2(math.e)
 MAX_SHIFTED_CAP = 80.0
@@ -63,6 +64,12 @@ CANDIDATES: dict[tuple[str, torch.dtype], tuple[tuple[Tiles, ...], ...]] = {
         (Tiles(32, 128, 8, 2), Tiles(32, 64, 4, 2)),
         (Tiles(16, 64, 8, 2),),
     ),
+    ("backward_one_pass", torch.bfloat16): (
+        (Tiles(32, 128, 8, 2),),
+        (Tiles(32, 128, 8, 2),),
+        (Tiles(32, 64, 8, 2),),
+        (Tiles(16, 64, 8, 2),),
+    ),
     ("forward", torch.float32): (
         (Tiles(32, 32, 4, 2),),
         (Tiles(32, 32, 8, 2),),
@@ -72,7 +79,10 @@ CANDIDATES: dict[tuple[str, torch.dtype], tuple[tuple[Tiles, ...], ...]] = {
 }
 CANDIDATES["backward_q", torch.float16] = CANDIDATES["backward_q", torch.bfloat16]
 CANDIDATES["backward_kv", torch.float16] = CANDIDATES["backward_kv", torch.bfloat16]
-CANDIDATES["backward_q", torch.float32] = CANDIDATES["backward_kv", torch.float32] = (
+CANDIDATES["backward_one_pass", torch.float16] = CANDIDATES["backward_one_pass", torch.bfloat16]
+CANDIDATES["backward_one_pass", torch.float32] = CANDIDATES["backward_q", torch.float32] = CANDIDATES[
+    "backward_kv", torch.float32
+] = (
     (Tiles(16, 32, 4, 1),),
     (Tiles(32, 32, 8, 1),),
     (Tiles(32, 32, 8, 1),),
@@ -84,7 +94,9 @@ MAX_PADDING = 1.1
 """How much more padding than the least the preferred tile may have: 257 tokens take 5 blocks of 64, not 3 of 128."""
 
 tiles_override: dict[str, Tiles] = {}
-"""Tiles by kernel name ("forward", "backward_q", "backward_kv") that a benchmark tries instead of the defaults."""
+"""Tiles by kernel name ("forward", "backward_q", "backward_kv", "backward_one_pass"), instead of the defaults."""
+backward_form = "two kernels"
+"""two kernels (seven products, a program for every block) or one pass (five products, a program for every head)."""
 bf16_tanh = "hardware"
 """hardware or polynomial: how bf16 takes its tanh."""
 
@@ -165,6 +177,21 @@ def softcap_attention_backward(
     # One key has weight 1 whatever its score: then q and k get no gradient, not even a rounding error.
     sizes = (heads, queries, keys, *_scales(softcap, scale), scale if keys > 1 else 0.0)
     mask = _bytes(key_mask, lse)
+
+    if backward_form == "one pass":
+        total = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
+        cut = tiles("backward_one_pass", head_dim, q.dtype, queries)
+        _backward_one_pass_kernel[(batch * heads,)](
+            *(grad, q, k, v, out, q_grad, k_grad, v_grad, total, lse, delta, mask),
+            *_strides(align, grad, q, k, v, out, k_grad),
+            *sizes,
+            ALIGN=align,
+            **_constants(cut, head_dim, q.dtype, queries, "q", softcap, key_mask is not None),
+            num_warps=cut.num_warps,
+            num_stages=cut.num_stages,
+            **_options(cut),
+        )
+        return q_grad, k_grad, v_grad
 
     cut = tiles("backward_q", head_dim, q.dtype, queries)
     _backward_q_kernel[(batch * heads * triton.cdiv(queries, cut.block_q),)](
@@ -279,12 +306,15 @@ _KERNELS: dict[str, Callable[..., Any]] = {
     "forward": _forward_kernel,
     "backward_q": _backward_q_kernel,
     "backward_kv": _backward_kv_kernel,
+    "backward_one_pass": _backward_one_pass_kernel,
 }
 
 
 def _variant(name: str, kernel: Any, dtype: torch.dtype, head_dim: int, tokens: int) -> Variant:
     cut, softcap = tiles(name, head_dim, dtype, tokens), 30.0
-    constants = _constants(cut, head_dim, dtype, tokens, "q" if name == "backward_kv" else "k", softcap, False)
+    constants = _constants(
+        cut, head_dim, dtype, tokens, "k" if name in ("forward", "backward_q") else "q", softcap, False
+    )
     constants["ALIGN"] = 16 // dtype.itemsize
     if name == "forward":
         constants["ONLINE"] = _shift(softcap, dtype) is None
@@ -298,8 +328,7 @@ def _variant(name: str, kernel: Any, dtype: torch.dtype, head_dim: int, tokens: 
         elif argument not in constants:
             types[argument] = "i32"
     types |= {"mask_ptr": "*u8", "lse_ptr": "*fp64" if dtype == torch.float32 else "*fp32"}
-    if "delta_ptr" in types:
-        types["delta_ptr"] = "*fp32"
+    types |= {scratch: "*fp32" for scratch in ("delta_ptr", "sum_ptr") if scratch in types}
     return Variant(
         name=f"softcap_attention {name} {short} D {head_dim}",
         kernel=kernel,
@@ -311,5 +340,5 @@ def _variant(name: str, kernel: Any, dtype: torch.dtype, head_dim: int, tokens: 
         options=_options(cut),
         dtype=short,
         head_dim=head_dim,
-        needs_tensor_cores=dtype != torch.float32 and head_dim <= 128,
+        needs_tensor_cores=dtype != torch.float32 and head_dim <= 128 and name != "backward_one_pass",
     )

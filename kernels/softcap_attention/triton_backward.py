@@ -7,7 +7,7 @@ from .triton_tile import LOG2E, accumulate, load_parts, products, squash, store_
 
 
 @triton.jit
-def _load_lse(lse_ptr, row, inside):
+def load_lse(lse_ptr, row, inside):
     """In powers of two and in two parts, their sum: the second is zero but for fp64, which fp32 inputs have."""
     lse = tl.load(lse_ptr + row, mask=inside, other=float("inf")) * LOG2E  # no weight for rows outside
     first = lse.to(tl.float32)
@@ -19,7 +19,7 @@ def _load_lse(lse_ptr, row, inside):
 
 
 @triton.jit
-def _score_gradients(
+def score_gradients(
     a0, a1, b0, b1, g0, g1, h0, h1, lse, lse_rest, delta, scale, cap,
     D1: tl.constexpr, TANH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -39,7 +39,7 @@ def _score_gradients(
 
 
 @triton.jit
-def _or_zero_for_one_key(logit_scale, mask_ptr, TK):
+def or_zero_for_one_key(logit_scale, mask_ptr, TK):
     """One kept key has weight 1 whatever its score: then q and k get no gradient, not even a rounding error."""
     count = tl.zeros((128,), tl.int32)
     for start in range(0, TK, 128):
@@ -59,7 +59,7 @@ def _backward_q_keys(
     kept = which_kept(mask_ptr, key, TK, HAS_MASK)
     k0, k1 = load_parts(k_ptr, key, k_stride, kept, CHECK or HAS_MASK, D, D0, D1)
     v0, v1 = load_parts(v_ptr, key, v_stride, kept, CHECK or HAS_MASK, D, D0, D1)
-    _, gradients = _score_gradients(
+    _, gradients = score_gradients(
         q0, q1, k0, k1, g0, g1, v0, v1, lse[:, None], lse_rest[:, None], delta[:, None], scale, cap, D1, TANH, PRECISION
     )
     if CHECK or HAS_MASK:
@@ -133,7 +133,7 @@ def _backward_q_kernel(
     if D1 > 0:
         delta += tl.sum(g1.to(tl.float32) * out1.to(tl.float32), 1)
     tl.store(delta_ptr + row, delta, mask=inside)
-    lse, lse_rest = _load_lse(lse_ptr, row, inside)
+    lse, lse_rest = load_lse(lse_ptr, row, inside)
     acc0, acc1 = zeros_parts(BLOCK_Q, D0, D1)
     full = TK // BLOCK_K * BLOCK_K
     for start in range(0, full, BLOCK_K):
@@ -147,7 +147,7 @@ def _backward_q_kernel(
             scale, cap, D, D0, D1, TAIL, TANH, HAS_MASK, True, PRECISION,
         )  # fmt: skip
     if HAS_MASK:
-        logit_scale = _or_zero_for_one_key(logit_scale, mask_ptr, TK)
+        logit_scale = or_zero_for_one_key(logit_scale, mask_ptr, TK)
     store_parts(q_grad_ptr, row, out_token, acc0 * logit_scale, acc1 * logit_scale, inside, D, D0, D1)
 
 
@@ -162,9 +162,9 @@ def _backward_kv_queries(
     inside = row < TQ
     q0, q1 = load_parts(q_ptr, row, q_stride, inside, CHECK, D, D0, D1)
     g0, g1 = load_parts(grad_ptr, row, grad_stride, inside, CHECK, D, D0, D1)
-    lse, lse_rest = _load_lse(lse_ptr, row, inside)
+    lse, lse_rest = load_lse(lse_ptr, row, inside)
     delta = tl.load(delta_ptr + row, mask=inside, other=0.0)
-    weights, gradients = _score_gradients(
+    weights, gradients = score_gradients(
         k0, k1, q0, q1, v0, v1, g0, g1, lse[None, :], lse_rest[None, :], delta[None, :], scale, cap, D1, TANH, PRECISION
     )
     v_acc0, v_acc1 = accumulate(weights.to(g0.dtype), g0, g1, v_acc0, v_acc1, D1, PRECISION)
@@ -247,7 +247,7 @@ def _backward_kv_kernel(
             q_token, scale, cap, D, D0, D1, TAIL, TANH, True, PRECISION,
         )  # fmt: skip
     if HAS_MASK:
-        logit_scale = _or_zero_for_one_key(logit_scale, mask_ptr + batch * TK, TK)
+        logit_scale = or_zero_for_one_key(logit_scale, mask_ptr + batch * TK, TK)
     # Hidden keys were loaded as zeros: their rows hold what zeros would get, and are selected away.
     k_acc0, v_acc0 = tl.where(kept[:, None], k_acc0 * logit_scale, 0.0), tl.where(kept[:, None], v_acc0, 0.0)
     if D1 > 0:

@@ -31,6 +31,14 @@ def test_the_preferred_tile_gives_way_to_a_smaller_one_that_leaves_less_of_it_em
     assert {tokens: rows(tokens) for tokens in (197, 257, 577, 729)} == {197: 128, 257: 64, 577: 128, 729: 128}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 72])
+def test_a_backward_in_one_pass_gives_right_results_too(head_dim, dtype, device, monkeypatch):
+    monkeypatch.setattr(triton, "backward_form", "one pass")
+    *inputs, grad = make_inputs(2, 1, 70, head_dim, dtype, CAP, device, keys=75)
+    check(inputs, grad, CAP, "triton", key_mask=make_key_mask(2, 75, device))
+
+
 def test_one_kept_key_gives_queries_and_keys_no_gradient_at_all(device):
     q, k, v, grad = make_inputs(1, 1, 20, 16, torch.bfloat16, CAP, device)
     key_mask = torch.arange(20, device=device)[None] == 3
