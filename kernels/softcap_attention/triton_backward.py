@@ -7,15 +7,21 @@ from .triton_tile import LOG2E, accumulate, load_parts, products, squash, store_
 
 
 @triton.jit
-def load_lse(lse_ptr, row, inside):
-    """In powers of two and in two parts, their sum: the second is zero but for fp64, which fp32 inputs have."""
-    lse = tl.load(lse_ptr + row, mask=inside, other=float("inf")) * LOG2E  # no weight for rows outside
+def load_rows(lse_ptr, delta_ptr, row, inside, CHECK: tl.constexpr):
+    """Log-sum-exp in powers of two and in two parts, and delta. The second part is zero but for fp32 inputs."""
+    if CHECK:
+        lse = tl.load(lse_ptr + row, mask=inside, other=float("inf"))  # no weight for rows outside
+        delta = tl.load(delta_ptr + row, mask=inside, other=0.0)
+    else:
+        lse = tl.load(lse_ptr + row)
+        delta = tl.load(delta_ptr + row)
+    lse *= LOG2E
     first = lse.to(tl.float32)
     second = tl.zeros_like(first)
     if lse.dtype == tl.float64:
         finite = tl.where(lse < float("inf"), lse, 0.0)
         second = (finite - finite.to(tl.float32).to(tl.float64)).to(tl.float32)
-    return first, second
+    return first, second, delta
 
 
 @triton.jit
@@ -133,7 +139,7 @@ def _backward_q_kernel(
     if D1 > 0:
         delta += tl.sum(g1.to(tl.float32) * out1.to(tl.float32), 1)
     tl.store(delta_ptr + row, delta, mask=inside)
-    lse, lse_rest = load_lse(lse_ptr, row, inside)
+    lse, lse_rest, _ = load_rows(lse_ptr, delta_ptr, row, inside, True)
     acc0, acc1 = zeros_parts(BLOCK_Q, D0, D1)
     full = TK // BLOCK_K * BLOCK_K
     for start in range(0, full, BLOCK_K):
@@ -162,8 +168,7 @@ def _backward_kv_queries(
     inside = row < TQ
     q0, q1 = load_parts(q_ptr, row, q_stride, inside, CHECK, D, D0, D1)
     g0, g1 = load_parts(grad_ptr, row, grad_stride, inside, CHECK, D, D0, D1)
-    lse, lse_rest = load_lse(lse_ptr, row, inside)
-    delta = tl.load(delta_ptr + row, mask=inside, other=0.0)
+    lse, lse_rest, delta = load_rows(lse_ptr, delta_ptr, row, inside, CHECK)
     weights, gradients = score_gradients(
         k0, k1, q0, q1, v0, v1, g0, g1, lse[None, :], lse_rest[None, :], delta[None, :], scale, cap, D1, TANH, PRECISION
     )

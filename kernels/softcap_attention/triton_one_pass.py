@@ -7,7 +7,7 @@ where it fits) by one program in one order: no other program adds to it, so resu
 import triton
 import triton.language as tl
 
-from .triton_backward import load_lse, or_zero_for_one_key, score_gradients
+from .triton_backward import load_rows, or_zero_for_one_key, score_gradients
 from .triton_tile import accumulate, load_parts, store_parts, which_kept, zeros_parts
 
 
@@ -33,8 +33,7 @@ def _one_pass_queries(
     inside = row < TQ
     q0, q1 = load_parts(q_ptr, row, q_stride, inside, CHECK, D, D0, D1)
     g0, g1 = load_parts(grad_ptr, row, grad_stride, inside, CHECK, D, D0, D1)
-    lse, lse_rest = load_lse(lse_ptr, row, inside)
-    delta = tl.load(delta_ptr + row, mask=inside, other=0.0)
+    lse, lse_rest, delta = load_rows(lse_ptr, delta_ptr, row, inside, CHECK)
     weights, gradients = score_gradients(
         k0, k1, q0, q1, v0, v1, g0, g1, lse[None, :], lse_rest[None, :], delta[None, :], scale, cap, D1, TANH, PRECISION
     )

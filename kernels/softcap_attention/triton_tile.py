@@ -18,13 +18,15 @@ def _hardware_tanh(x):
 
 @triton.jit
 def _polynomial_tanh(x):
-    """Off the special-function unit where a whole tile lies within |x| <= 1 (error 2.8e-6); on it otherwise."""
+    """Off the special-function unit where a whole tile lies within |x| <= 1; on it otherwise.
+
+    Degree 7 errs by 3.3e-5, a seventh of what the hardware may, and takes fewer issue slots than degree 9 would.
+    """
     if tl.max(tl.max(tl.abs(x), 1), 0) <= 1.0:
         square = x * x
-        p = 0.00836590204 * square - 0.0432999033
-        p = p * square + 0.129220704
-        p = p * square - 0.332658244
-        tanh = x * (p * square + 0.999968471)
+        p = -0.0246541229 * square + 0.115413879
+        p = p * square - 0.328892056
+        tanh = x * (p * square + 0.999693776)
     else:
         tanh = _hardware_tanh(x)
     return tanh
