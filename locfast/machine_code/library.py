@@ -5,30 +5,40 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
-from locfast.machine_code.sass import MachineCode, launch_bounds, machine_code
+from locfast.machine_code.sass import MachineCode, architectures_in, launch_bounds, machine_code
 
-DROPPED = re.compile(r"^void |\(anonymous namespace\)::|_GLOBAL__N_\w*::|\blocfast::|\bc10::|\(\w+\)(?=[-\d])")
+DROPPED = re.compile(r"^void |\(anonymous namespace\)::|_GLOBAL__N_\w*::|\b(?:locfast|c10|cuda)::")
+ENUMERATOR = re.compile(r"\((?:\w+::)*(\w+)\)(?=-?\d)")
+"""As demanglers write them: "(softcap_attention::Tanh)1"."""
 
 
-def library_kernels(file: Path) -> list[tuple[str, MachineCode, int | None]]:
-    """(readable name, machine code, most threads of a block where declared) of every kernel in a shared library."""
-    kernels = machine_code(file)
-    names = readable([kernel.function for kernel in kernels])
-    bounds = launch_bounds(file)
-    return [
-        (name, kernel, bounds.get((kernel.arch, kernel.function))) for name, kernel in zip(names, kernels, strict=True)
-    ]
+def library_kernels(library: Path, architectures: Sequence[int]) -> list[tuple[str, MachineCode, int | None]]:
+    """(readable name, machine code, most threads of a block where declared) of every kernel in a shared library.
+
+    Of those architectures that it holds.
+    """
+    kernels = []
+    for arch, name in architectures_in(library).items():
+        if arch in architectures:
+            bounds = launch_bounds(library, name)
+            of_arch = machine_code(library, arch, "-arch", name)
+            readable_names = readable([code.function for code in of_arch])
+            kernels += [
+                (name, code, bounds.get(code.function)) for name, code in zip(readable_names, of_arch, strict=True)
+            ]
+    return kernels
 
 
 def readable(mangled: list[str]) -> list[str]:
-    """ "mask_embeddings::forward_kernel<BFloat16, 8>" for names as the compiler mangles them."""
+    """As in "mask_embeddings::forward_kernel<BFloat16, 8>", for names as the compiler mangles them."""
     demangler = shutil.which("c++filt") or shutil.which("cu++filt")
     if demangler is None:
         return [_by_hand(name) for name in mangled]
     done = subprocess.run([demangler], input="\n".join(mangled), capture_output=True, text=True, check=True)
-    return [_without_arguments(DROPPED.sub("", name)) for name in done.stdout.splitlines()]
+    return [ENUMERATOR.sub(r"\1 ", _without_arguments(DROPPED.sub("", name))) for name in done.stdout.splitlines()]
 
 
 def _without_arguments(name: str) -> str:

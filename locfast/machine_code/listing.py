@@ -13,7 +13,7 @@ from locfast.errors import UserError
 from locfast.machine_code.library import library_kernels
 from locfast.machine_code.occupancy import Occupancy, occupancy
 from locfast.machine_code.pool import Pool
-from locfast.machine_code.sass import tensor_core, triton_folder
+from locfast.machine_code.sass import architectures_in, tensor_core, triton_folder
 
 ARCHITECTURES = (80, 90, 100)
 ANSWERED = ("registers", "spill_bytes", "shared_bytes", "threads", "tensor_columns", "products", "products_on_fma")
@@ -129,8 +129,7 @@ def _triton_row(kernel: dict[str, Any], arch: int, answer: dict[str, Any]) -> Ro
 
 
 def _library_rows(library: Path, architectures: Sequence[int], notes: list[str]) -> list[Row]:
-    kernels = library_kernels(library)
-    there = sorted({code.arch for _, code, _ in kernels})
+    there = sorted(architectures_in(library))
     if missing := [f"sm_{arch}" for arch in architectures if arch not in there]:
         held = ", ".join(f"sm_{arch}" for arch in there) or "none"
         notes.append(f"{library.name} holds machine code for {held}: no CUDA kernels for {', '.join(missing)}")
@@ -146,10 +145,13 @@ def _library_rows(library: Path, architectures: Sequence[int], notes: list[str])
             occupancy=occupancy(code.arch, code.registers, code.static_shared, threads) if threads else None,
             instructions=_largest_first(code.instructions),
         )
-        for name, code, threads in kernels
-        if code.arch in architectures
+        for name, code, threads in library_kernels(library, architectures)
     ]
-    return sorted(rows, key=lambda row: (row.kernel, row.arch))
+    return sorted(rows, key=lambda row: (_numbers_by_size(row.kernel), row.arch))
+
+
+def _numbers_by_size(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _largest_first(counts: dict[str, int]) -> dict[str, int]:

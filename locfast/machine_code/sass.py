@@ -18,7 +18,6 @@ TENSOR_CORE = re.compile(r"([BDHIOQ]MMA|[BHIQ]GMMA|UTC[HIOQ]MMA)")
 """mma.sync, wgmma (sm_90), tcgen05.mma (sm_100). HFMA2.MMA is none of them: a move on the FMA pipe."""
 SHARED_MEMORY = re.compile(r"LDS|STS|LDSM|STSM|LDGSTS|ATOMS|UBLKCP|UTMALDG|UTMASTG|UTMAREDG")
 
-HEADER = re.compile(r"^arch = sm_(\d+)")
 FUNCTION = re.compile(r"^\s*Function\s?:?\s(\S+?):?\s*$")
 RESOURCES = re.compile(r"\b(REG|STACK|SHARED|LOCAL):(\d+)")
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)((?:\.\w+)*)")
@@ -44,20 +43,24 @@ class MachineCode:
         return any(SHARED_MEMORY.fullmatch(name.partition(".")[0]) for name in self.instructions)
 
 
-def machine_code(file: Path, arch: int | None = None) -> list[MachineCode]:
-    """Every kernel in a cubin (which names no architecture: give it) or in a shared library."""
-    kernels: dict[tuple[int, str], MachineCode] = {}
+def architectures_in(library: Path) -> dict[int, str]:
+    """What a shared library holds machine code for: {80: "sm_80", 90: "sm_90a"}."""
+    return {
+        int(name[1]): name[0] for name in re.finditer(r"sm_(\d+)[a-z]?(?=\.cubin)", _cuobjdump(library, "--list-elf"))
+    }
+
+
+def machine_code(file: Path, arch: int, *options: str) -> list[MachineCode]:
+    """Every kernel in a cubin, or in a library of which `options` choose an architecture ("-arch", "sm_90a")."""
+    kernels: dict[str, MachineCode] = {}
     current: MachineCode | None = None
-    for line in _cuobjdump(file, "-sass", "-res-usage").splitlines():
-        if header := HEADER.match(line):
-            arch = int(header[1])
-        elif instruction := INSTRUCTION.match(line):
+    for line in _cuobjdump(file, "-sass", "-res-usage", *options).splitlines():
+        if instruction := INSTRUCTION.match(line):
             if current is not None:
                 name = _mnemonic(*instruction.groups())
                 current.instructions[name] = current.instructions.get(name, 0) + 1
         elif function := FUNCTION.match(line):
-            assert arch is not None
-            current = kernels.setdefault((arch, function[1]), MachineCode(function[1], arch))
+            current = kernels.setdefault(function[1], MachineCode(function[1], arch))
         elif current is not None and (resources := {key: int(value) for key, value in RESOURCES.findall(line)}):
             current.registers = resources["REG"]
             current.spill_bytes = resources["STACK"] + resources["LOCAL"]
@@ -72,20 +75,18 @@ def tensor_core(instructions: Mapping[str, int]) -> dict[str, int]:
     return {name: instructions[name] for name in sorted(instructions) if TENSOR_CORE.fullmatch(name)}
 
 
-def launch_bounds(file: Path) -> dict[tuple[int, str], int]:
-    """(architecture, mangled name) -> the most threads of a block, for the kernels of a library that declare them."""
+def launch_bounds(library: Path, arch: str) -> dict[str, int]:
+    """Mangled name -> the most threads of a block, for the kernels of a library that declare them."""
     bounds = {}
-    arch, function, wanted = 0, "", False
-    for line in _cuobjdump(file, "-elf").splitlines():
-        if header := HEADER.match(line):
-            arch = int(header[1])
-        elif line.startswith(".nv.info."):
+    function, wanted = "", False
+    for line in _cuobjdump(library, "-elf", "-arch", arch).splitlines():
+        if line.startswith(".nv.info."):
             function = line.removeprefix(".nv.info.").strip()
         elif "Attribute:" in line:
             wanted = line.split()[-1] in ("EIATTR_MAX_THREADS", "EIATTR_REQNTID")
         elif wanted and "Value:" in line:
             x, y, z = (int(word, 16) for word in line.split()[1:4])
-            bounds[arch, function] = x * y * z
+            bounds[function] = x * y * z
             wanted = False
     return bounds
 

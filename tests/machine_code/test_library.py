@@ -51,12 +51,17 @@ arch = sm_90a
 
 @pytest.fixture
 def printed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sass, "_cuobjdump", lambda file, *options: ELF if "-elf" in options else SASS)
+    printed = {
+        "--list-elf": "ELF file    1: _C.1.sm_80.cubin\nELF file    2: _C.2.sm_90a.cubin\n",
+        "-elf": ELF,
+        "-sass": SASS,
+    }
+    monkeypatch.setattr(sass, "_cuobjdump", lambda file, option, *others: printed[option])
 
 
 @pytest.mark.usefixtures("printed")
 def test_resources_and_instructions_are_read_from_cuobjdump():
-    ((_, code, threads),) = library.library_kernels(Path("_C.so"))
+    ((_, code, threads),) = library.library_kernels(Path("_C.so"), [90, 100])
     assert (code.arch, code.registers, code.spill_bytes, threads) == (90, 40, 16, 256)
     assert code.static_shared == 4096  # without the system's kilobyte, which cuobjdump counts from sm_90 on
     assert code.uses_shared_memory
@@ -76,7 +81,8 @@ def test_resources_and_instructions_are_read_from_cuobjdump():
 @pytest.mark.skipif(not (shutil.which("c++filt") or shutil.which("cu++filt")), reason="no demangler")
 def test_names_are_demangled_and_cut():
     assert library.readable([NAME]) == ["op::forward_kernel<BFloat16, 8>"]
-    assert library.readable(["_ZN7locfast2op4kernE4ModePf"]) == ["op::kern"]
+    with_enumerator = "_ZN7locfast2op4cuda6kernelIfLNS0_4TanhE1EEEvPT_"
+    assert library.readable([with_enumerator]) == ["op::kernel<float, Tanh 1>"]
 
 
 def test_names_are_readable_without_a_demangler(monkeypatch: pytest.MonkeyPatch):
@@ -90,7 +96,7 @@ def test_the_kernels_of_the_built_library_are_all_known():
     file = package_file("_C.so")
     if file is None:
         pytest.skip("locfast/_C.so was not built")
-    kernels = library.library_kernels(file)
+    kernels = library.library_kernels(file, [90])
     masks = {name: (code, threads) for name, code, threads in kernels if name.startswith("mask_embeddings")}
     assert masks
     for name, (code, threads) in masks.items():
