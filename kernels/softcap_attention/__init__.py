@@ -45,7 +45,10 @@ def softcap_attention(
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    chosen = _backend.choose(OP, q.device, q.dtype, backend, "" if bias is None else "it takes no bias")
+    try:
+        chosen = _backend.choose(OP, q.device, q.dtype, backend, "" if bias is None else "it takes no bias")
+    except _backend.BackendError as error:
+        raise _backend.BackendError(f"{error} {_found(q, k, v)}") from None
     if chosen == "reference":
         return reference.softcap_attention(q, k, v, softcap, scale, key_mask, bias)
     if bias is not None:
@@ -81,31 +84,35 @@ def _check(
 ) -> None:
     if q.ndim != 4 or k.shape != v.shape or k.ndim != 4 or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
         raise ValueError(
-            "softcap_attention: q [B, H, Tq, D] and k, v [B, H, Tk, D] must share B, H and D, "
-            f"got q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)}"
+            f"softcap_attention: q [B, H, Tq, D] and k, v [B, H, Tk, D] must share B, H and D. {_found(q, k, v)}"
         )
     batch, heads, tokens, head_dim = q.shape
     if head_dim > MAX_HEAD_DIM and backend != "reference":
         raise ValueError(
-            f"softcap_attention: head dim {head_dim} of q {list(q.shape)} is beyond {MAX_HEAD_DIM}. Use more heads, or "
-            "backend='reference', which takes any."
+            f"softcap_attention: head dim {head_dim} is beyond {MAX_HEAD_DIM}. Use more heads, or backend='reference', "
+            f"which takes any. {_found(q, k, v)}"
         )
     autocast = torch.is_autocast_enabled(q.device.type)
-    if not q.is_floating_point() or not (autocast or q.dtype == k.dtype == v.dtype):
+    floating = all(t.is_floating_point() for t in (q, k, v))
+    if not floating or not (autocast or q.dtype == k.dtype == v.dtype):
         raise ValueError(
-            f"softcap_attention: q, k and v must share one floating dtype, got {q.dtype}, {k.dtype} and {v.dtype}"
+            "softcap_attention: q, k and v must share one floating dtype; cast them, as in q.to(torch.bfloat16). "
+            f"{_found(q, k, v)}"
         )
     others = [t for t in (k, v, key_mask, bias) if t is not None]
     if any(t.device != q.device for t in others):
-        found = ", ".join(str(t.device) for t in (q, *others))
-        raise ValueError(f"softcap_attention: all tensors must be on one device, got {found}")
+        devices = ", ".join(str(t.device) for t in (q, *others))
+        raise ValueError(f"softcap_attention: all tensors must be on one device, got {devices}. {_found(q, k, v)}")
     if softcap is not None and not 0 < softcap < math.inf:  # inf * tanh(x / inf) is inf * 0
-        raise ValueError(f"softcap_attention: softcap must be positive and finite, or None, got {softcap}")
+        raise ValueError(
+            f"softcap_attention: softcap must be positive and finite, or None for plain attention, got {softcap}. "
+            f"{_found(q, k, v)}"
+        )
     keys = k.shape[2]
     if key_mask is not None and (key_mask.dtype != torch.bool or key_mask.shape != (batch, keys)):
         raise ValueError(
             f"softcap_attention: key_mask must be bool [B, Tk] = {[batch, keys]} (True = kept), "
-            f"got {key_mask.dtype} {list(key_mask.shape)}"
+            f"got {_kind(key_mask)}. {_found(q, k, v)}"
         )
     if bias is None:
         return
@@ -116,8 +123,16 @@ def _check(
     if not fits or not bias.is_floating_point():
         raise ValueError(
             f"softcap_attention: bias must be floating and broadcastable to [B, H, Tq, Tk] = {list(full)}, "
-            f"got {bias.dtype} {list(bias.shape)}"
+            f"got {_kind(bias)}. {_found(q, k, v)}"
         )
+
+
+def _found(q: Tensor, k: Tensor, v: Tensor) -> str:
+    return f"Found q {_kind(q)}, k {_kind(k)}, v {_kind(v)}."
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 _backend.register(
