@@ -55,7 +55,7 @@ template <typename T, int kD, int kN, Tanh kTanh, class Warp>
 LOCFAST_BODY void differentiate_keys(const Warp& warp, QueryState<Warp, kD>& state, const Cap& cap, int keys,
                                      int values, int bits, int first) {
   static_assert(kN <= 2, "one word of mask bits");
-  const uint32_t present = warp.template shared<uint32_t>(bits + 4 * (first / 32)) >> first % 32;
+  const uint32_t present = warp.template load<uint32_t>(bits + 4 * (first / 32)) >> first % 32;
   Sums<Warp, 16 * kN> scores, weight_grads;
   clear(warp, scores);
   clear(warp, weight_grads);

@@ -14,6 +14,8 @@ constexpr int kWarpBytes = warp_bytes(kD, kOnePass);
 struct alignas(16) TwoStatistics {
   float lse[2], delta[2];  // of queries 2 i and 2 i + 1
 };
+LOCFAST_BODY int statistic_offset(int query) { return query / 2 * 2 * kStatisticBytes + query % 2 * 4; }
+constexpr int kDeltaOffset = 8;
 
 template <class Warp, int kD>
 struct KeyState {
@@ -45,8 +47,9 @@ LOCFAST_BODY void begin_keys(const Warp& warp, KeyState<Warp, kD>& state, const 
 // Queries [first, first + 16 kN) of those whose rows, output gradients and statistics start at the three offsets.
 // score_grads [16 keys, 16 kN queries]: what q's gradient still wants to see.
 template <typename T, int kD, int kN, Tanh kTanh, class Warp>
-LOCFAST_BODY void differentiate_queries(const Warp& warp, KeyState<Warp, kD>& state, Operand<Warp, 16 * kN>& score_grads,
-                                        const Cap& cap, int queries, int grads, int statistics, int first, int own) {
+LOCFAST_BODY void differentiate_queries(const Warp& warp, KeyState<Warp, kD>& state,
+                                        Operand<Warp, 16 * kN>& score_grads, const Cap& cap, int queries, int grads,
+                                        int statistics, int first, int own) {
   const auto held_or_shared = [&](const Operand<Warp, kD>& held, int offset) {
     if constexpr (kHoldKeys<kD>) {
       return HeldOperand<Warp, kD>{held};
@@ -64,7 +67,7 @@ LOCFAST_BODY void differentiate_queries(const Warp& warp, KeyState<Warp, kD>& st
     LOCFAST_UNROLL
     for (int tile = 0; tile < 2 * kN; ++tile) {
       const int query = first + column_of(lane, 4 * tile);
-      const TwoStatistics two = warp.template shared<TwoStatistics>(statistics + query * kStatisticBytes);
+      const TwoStatistics two = warp.template load<TwoStatistics>(statistics + query * kStatisticBytes);
       LOCFAST_UNROLL
       for (int i = 4 * tile; i < 4 * tile + 4; ++i) {
         differentiate<typename Warp::Math>(scores[lane][i], weight_grads[lane][i], state.present[lane][half_of(i)],
@@ -87,11 +90,6 @@ LOCFAST_BODY void finish_keys(const Warp& warp, const KeyState<Warp, kD>& state,
   store_sums<kD>(warp, head.rows(a.k_grad, a.shape.keys), first, a.shape.head_dim, state.k_grad, factors);
   warp.each_lane([&](int lane) { factors[lane] = {1.0f, 1.0f}; });
   store_sums<kD>(warp, head.rows(a.v_grad, a.shape.keys), first, a.shape.head_dim, state.v_grad, factors);
-}
-
-LOCFAST_BODY void set_statistics(TwoStatistics& two, int query, float lse, float delta) {
-  two.lse[query % 2] = lse;
-  two.delta[query % 2] = delta;
 }
 
 template <typename T, int kD, Tanh kTanh, class Block>
@@ -121,8 +119,9 @@ LOCFAST_BODY void backward_keys(Block& block, const BackwardArguments<T>& a) {
           for (int i = thread; i < count; i += block.threads()) {
             const bool present = first + i < shape.queries;
             const int64_t index = int64_t{pair} * shape.queries + first + i;
-            auto& two = block.template shared<TwoStatistics>(half * buffer + statistics + i / 2 * 2 * kStatisticBytes);
-            set_statistics(two, i, present ? a.lse[index] * kLog2E : INFINITY, present ? a.delta[index] : 0.0f);
+            const int at = half * buffer + statistics + statistic_offset(i);
+            block.store(thread, at, present ? a.lse[index] * kLog2E : INFINITY);
+            block.store(thread, at + kDeltaOffset, present ? a.delta[index] : 0.0f);
           }
         });
       },

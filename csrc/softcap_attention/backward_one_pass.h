@@ -35,25 +35,26 @@ LOCFAST_BODY void add_to_queries(const Warp& warp, const Operand<Warp, 16 * kN>&
     });
     LOCFAST_UNROLL
     for (int j = 0; j < kN; ++j) {
-      const auto each_sum = [&](Sums<Warp, 16>& total, auto body) {
-        warp.each_lane([&](int lane) {
-          LOCFAST_UNROLL
-          for (int half = 0; half < 2; ++half) {
-            Quad& quad = warp.template shared<Quad>(sums + sum_offset<kD>(first / 16 + j, 2 * block + half, lane));
-            body(total[lane], half, quad);
-          }
-        });
+      const auto offset_of = [&](int half, int lane) {
+        return sums + sum_offset<kD>(first / 16 + j, 2 * block + half, lane);
       };
       Sums<Warp, 16> total;
-      each_sum(total, [&](Array<float, 8>& mine, int half, Quad& quad) {
-        const Quad before = quad;
+      warp.each_lane([&](int lane) {
         LOCFAST_UNROLL
-        for (int i = 0; i < 4; ++i) mine[4 * half + i] = before.value[i];
+        for (int i = 0; i < 8; i += 4) {
+          const Quad before = warp.template load<Quad>(offset_of(i / 4, lane));
+          LOCFAST_UNROLL
+          for (int part = 0; part < 4; ++part) total[lane][i + part] = before.value[part];
+        }
       });
       warp.template multiply<T>(total, 0, left, j, right, 0);
       warp.template multiply<T>(total, 1, left, j, right, 1);
-      each_sum(total, [&](Array<float, 8>& mine, int half, Quad& quad) {
-        quad = Quad{mine[4 * half], mine[4 * half + 1], mine[4 * half + 2], mine[4 * half + 3]};
+      warp.each_lane([&](int lane) {
+        LOCFAST_UNROLL
+        for (int i = 0; i < 8; i += 4) {
+          const Array<float, 8>& now = total[lane];
+          warp.store(offset_of(i / 4, lane), Quad{now[i], now[i + 1], now[i + 2], now[i + 3]});
+        }
       });
     }
   }
@@ -86,12 +87,12 @@ LOCFAST_BODY void backward_one_pass(Block& block, const BackwardArguments<T>& a)
       for (int half = 0; half < 2 && lane % 4 == 0; ++half) {
         const int row = 16 * strip + row_of(lane, half);
         const float lse = row < shape.queries ? a.lse[int64_t{block.index()} * shape.queries + row] * kLog2E : INFINITY;
-        auto& two = warp.template shared<TwoStatistics>(at.statistics + row / 2 * 2 * kStatisticBytes);
-        set_statistics(two, row, lse, delta[lane][half]);
+        warp.store(at.statistics + statistic_offset(row), lse);
+        warp.store(at.statistics + statistic_offset(row) + kDeltaOffset, delta[lane][half]);
       }
       LOCFAST_UNROLL
       for (int tile = 0; tile < kD / 8; ++tile) {
-        warp.template shared<Quad>(at.sums + sum_offset<kD>(strip, tile, lane)) = Quad{};
+        warp.store(at.sums + sum_offset<kD>(strip, tile, lane), Quad{});
       }
     });
   });
@@ -144,7 +145,7 @@ LOCFAST_BODY void backward_one_pass(Block& block, const BackwardArguments<T>& a)
       factors[lane] = {a.cap.scale, a.cap.scale};
       LOCFAST_UNROLL
       for (int tile = 0; tile < kD / 8; ++tile) {
-        const Quad quad = warp.template shared<Quad>(at.sums + sum_offset<kD>(strip, tile, lane));
+        const Quad quad = warp.template load<Quad>(at.sums + sum_offset<kD>(strip, tile, lane));
         LOCFAST_UNROLL
         for (int i = 0; i < 4; ++i) total[lane][4 * tile + i] = quad.value[i];
       }

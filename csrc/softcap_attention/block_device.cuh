@@ -55,8 +55,12 @@ class DeviceWarp {
   LOCFAST_BODY void sync() const { __syncwarp(); }
 
   template <typename Value>
-  LOCFAST_BODY Value& shared(int offset) const {
-    return *reinterpret_cast<Value*>(shared_ + offset);
+  LOCFAST_BODY Value load(int offset) const {
+    return *reinterpret_cast<const Value*>(shared_ + offset);
+  }
+  template <typename Value>
+  LOCFAST_BODY void store(int offset, const Value& value) const {
+    *reinterpret_cast<Value*>(shared_ + offset) = value;
   }
 
   // Four 8 x 8 matrices of 16-bit elements from shared memory; lanes 8i to 8i + 7 name the rows of matrix i.
@@ -184,12 +188,12 @@ class DeviceBlock {
   LOCFAST_BODY void sync() const { __syncthreads(); }
 
   template <typename Value>
-  LOCFAST_BODY Value& shared(int offset) const {
-    return *reinterpret_cast<Value*>(shared_ + offset);
+  LOCFAST_BODY void store(int, int offset, const Value& value) const {
+    *reinterpret_cast<Value*>(shared_ + offset) = value;
   }
 
   // 16 bytes of global memory, or zeros, to shared memory, behind the block's back until wait().
-  LOCFAST_BODY void copy(int offset, const void* from, bool present) const {
+  LOCFAST_BODY void copy(int, int offset, const void* from, bool present) const {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :
                  : "r"(window_ + offset), "l"(from), "r"(present ? 16 : 0)

@@ -1,7 +1,7 @@
 // A block of threads on the CPU, in lock step: Registers<T> is one T for each lane, a loop over lanes is a loop, and
-// what warps do together follows the PTX ISA's fragment layouts. It is as strict as the GPU where that costs nothing:
-// shared memory starts as NaN, copies arrive no earlier than wait(), and consecutive phases run their warps in
-// opposite orders, so that results change where a sync is missing.
+// what warps do together follows the PTX ISA's fragment layouts. It is stricter than a GPU: shared memory starts as
+// NaN, copies arrive no earlier than wait(), and two warps that use the same 16 bytes, one of them writing, without a
+// sync between are found out, and so is a use beyond the bytes that the block asked for.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -34,6 +34,61 @@ struct HostMath {
   }
 };
 
+// Shared memory that knows who used each of its 16-byte lines since the last sync.
+class HostMemory {
+ public:
+  explicit HostMemory(int64_t bytes) : bytes_(bytes), lines_(bytes / 16 + 1), uses_(lines_.size()) {}
+
+  void start() {
+    std::memset(lines_.data(), 0xff, lines_.size() * sizeof(Line));
+    std::memset(uses_.data(), 0, uses_.size() * sizeof(Use));
+    epoch_ = 1;
+  }
+  void sync() { ++epoch_; }
+  const char* fault() const { return fault_; }
+
+  const char* read(int offset, int warp) {
+    Use& use = use_of(offset);
+    if (use.read_epoch != epoch_) use.readers = 0;
+    use.read_epoch = epoch_;
+    use.readers |= 1u << warp;
+    if (use.write_epoch == epoch_ && use.writer != warp) fault_ = kRace;
+    return lines_.data()->bytes + offset;
+  }
+  char* write(int offset, int warp) {
+    Use& use = use_of(offset);
+    if (use.write_epoch == epoch_ && use.writer != warp) fault_ = kRace;
+    if (use.read_epoch == epoch_ && (use.readers & ~(1u << warp)) != 0) fault_ = kRace;
+    use.write_epoch = epoch_;
+    use.writer = warp;
+    return lines_.data()->bytes + offset;
+  }
+
+ private:
+  struct alignas(16) Line {
+    char bytes[16];
+  };
+  struct Use {
+    int write_epoch, writer, read_epoch;
+    uint32_t readers;
+  };
+  static constexpr const char* kRace = "two warps used the same shared memory without a sync between";
+
+  Use& use_of(int& offset) {
+    if (offset < 0 || offset >= bytes_) {
+      fault_ = "a warp used shared memory that its block had not asked for";
+      offset = 0;
+    }
+    return uses_[offset / 16];
+  }
+
+  int64_t bytes_;
+  std::vector<Line> lines_;
+  std::vector<Use> uses_;
+  int epoch_ = 1;
+  const char* fault_ = nullptr;
+};
+
 class HostWarp {
  public:
   using Math = HostMath;
@@ -45,7 +100,7 @@ class HostWarp {
     const T& operator[](int lane) const { return value[lane]; }
   };
 
-  explicit HostWarp(char* shared) : shared_(shared) {}
+  HostWarp(HostMemory& memory, int index) : memory_(memory), index_(index) {}
 
   template <class Body>
   void each_lane(Body body) const {
@@ -54,8 +109,12 @@ class HostWarp {
   void sync() const {}
 
   template <typename Value>
-  Value& shared(int offset) const {
-    return *reinterpret_cast<Value*>(shared_ + offset);
+  Value load(int offset) const {
+    return *reinterpret_cast<const Value*>(memory_.read(offset, index_));
+  }
+  template <typename Value>
+  void store(int offset, const Value& value) const {
+    *reinterpret_cast<Value*>(memory_.write(offset, index_)) = value;
   }
 
   // Lane l gets elements 2 (l % 4) and the next of row l / 4 of each matrix; transposed, of column l / 4.
@@ -119,7 +178,9 @@ class HostWarp {
   [[gnu::noinline]] void load_rows(Registers<Array<uint32_t, 4>>& to, const int* offsets, bool transposed) const {
     for (int matrix = 0; matrix < 4; ++matrix) {
       const uint16_t* rows[8];
-      for (int row = 0; row < 8; ++row) rows[row] = &shared<uint16_t>(offsets[8 * matrix + row]);
+      for (int row = 0; row < 8; ++row) {
+        rows[row] = reinterpret_cast<const uint16_t*>(memory_.read(offsets[8 * matrix + row], index_));
+      }
       for (int lane = 0; lane < kLanes; ++lane) {
         const int across = 2 * (lane % 4), down = lane / 4;
         const uint32_t low = transposed ? rows[across][down] : rows[down][across];
@@ -169,7 +230,8 @@ class HostWarp {
     }
   }
 
-  char* shared_;
+  HostMemory& memory_;
+  int index_;
 };
 
 class HostBlock {
@@ -181,13 +243,14 @@ class HostBlock {
     T& operator[](int warp) { return value[warp]; }
   };
 
-  HostBlock(int warps, int64_t shared_bytes) : warps_(warps), memory_(shared_bytes / 16 + 1) {}
+  HostBlock(int warps, int64_t shared_bytes) : warps_(warps), memory_(shared_bytes) {}
 
   void start(int index) {
     index_ = index;
-    std::memset(memory_.data(), 0xff, memory_.size() * 16);
+    memory_.start();
     groups_.assign(1, {});
   }
+  const char* fault() const { return memory_.fault(); }
 
   int index() const { return index_; }
   int warps() const { return warps_; }
@@ -199,28 +262,31 @@ class HostBlock {
   }
   template <class Body>
   void each_warp(Body body) {
-    const HostWarp warp(bytes());
-    backwards_ = !backwards_;
-    for (int i = 0; i < warps_; ++i) body(warp, backwards_ ? warps_ - 1 - i : i);
+    for (int warp = 0; warp < warps_; ++warp) body(HostWarp(memory_, warp), warp);
   }
-  void sync() const {}
+  void sync() { memory_.sync(); }
 
   template <typename Value>
-  Value& shared(int offset) {
-    return *reinterpret_cast<Value*>(bytes() + offset);
+  void store(int thread, int offset, const Value& value) {
+    *reinterpret_cast<Value*>(memory_.write(offset, thread / kLanes)) = value;
   }
 
-  void copy(int offset, const void* from, bool present) { groups_.back().push_back({offset, present ? from : nullptr}); }
+  // A copy writes from here on, when it may overtake readers, until it arrives.
+  void copy(int thread, int offset, const void* from, bool present) {
+    memory_.write(offset, thread / kLanes);
+    groups_.back().push_back({thread, offset, present ? from : nullptr});
+  }
   void commit() { groups_.emplace_back(); }
   template <int kPending>
   void wait() {
     const int64_t arriving = static_cast<int64_t>(groups_.size()) - 1 - kPending;
     for (int64_t group = 0; group < arriving; ++group) {
       for (const Copy& copy : groups_[group]) {
+        char* to = memory_.write(copy.offset, copy.thread / kLanes);
         if (copy.from == nullptr) {
-          std::memset(bytes() + copy.offset, 0, 16);
+          std::memset(to, 0, 16);
         } else {
-          std::memcpy(bytes() + copy.offset, copy.from, 16);
+          std::memcpy(to, copy.from, 16);
         }
       }
     }
@@ -228,19 +294,14 @@ class HostBlock {
   }
 
  private:
-  struct alignas(16) Line {
-    char bytes[16];
-  };
   struct Copy {
-    int offset;
+    int thread, offset;
     const void* from;
   };
-  char* bytes() { return memory_.data()->bytes; }
 
   int index_ = 0;
   int warps_;
-  bool backwards_ = false;
-  std::vector<Line> memory_;
+  HostMemory memory_;
   std::vector<std::vector<Copy>> groups_;
 };
 

@@ -1,6 +1,8 @@
 // The forward on the CPU, block by block.
 #include <torch/csrc/stable/ops.h>
 
+#include <atomic>
+
 #include "block_host.h"
 #include "launch.h"
 
@@ -8,6 +10,7 @@ namespace locfast::softcap_attention::cpu {
 
 template <typename T>
 void run(const ForwardArguments<T>& arguments, Softmax softmax, Tanh tanh) {
+  std::atomic<const char*> fault = nullptr;
   with_width(arguments.shape.head_dim, [&](auto width) {
     with_arithmetic<T>(softmax, tanh, [&](auto softmax, auto tanh) {
       torch::stable::parallel_for(0, arguments.walk.blocks, 1, [&](int64_t begin, int64_t end) {
@@ -16,9 +19,11 @@ void run(const ForwardArguments<T>& arguments, Softmax softmax, Tanh tanh) {
           block.start(static_cast<int>(index));
           forward<T, width(), softmax(), tanh()>(block, arguments);
         }
+        if (block.fault() != nullptr) fault = block.fault();
       });
     });
   });
+  STD_TORCH_CHECK(fault == nullptr, "softcap_attention: ", fault.load());
 }
 
 template void run(const ForwardArguments<Half>&, Softmax, Tanh);

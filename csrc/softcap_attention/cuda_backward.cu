@@ -5,19 +5,22 @@ namespace locfast::softcap_attention::cuda {
 namespace {
 
 template <typename T, int kD>
-__global__ void __launch_bounds__(kMostWarps * kLanes, 1) one_pass_kernel(const __grid_constant__ BackwardArguments<T> a) {
+__global__ void __launch_bounds__(kMostWarps * kLanes, 1)
+    one_pass_kernel(const __grid_constant__ BackwardArguments<T> a) {
   DeviceBlock block;
   backward_one_pass<T, kD, kBackwardTanh<T>>(block, a);
 }
 
 template <typename T, int kD>
-__global__ void __launch_bounds__(kMostWarps * kLanes, 1) queries_kernel(const __grid_constant__ BackwardArguments<T> a) {
+__global__ void __launch_bounds__(kMostWarps * kLanes, 1)
+    queries_kernel(const __grid_constant__ BackwardArguments<T> a) {
   DeviceBlock block;
   backward_queries<T, kD, kBackwardTanh<T>>(block, a);
 }
 
 template <typename T, int kD>
-__global__ void __launch_bounds__(kMostWarps * kLanes, 1) keys_kernel(const __grid_constant__ BackwardArguments<T> a) {
+__global__ void __launch_bounds__(kMostWarps * kLanes, 1)
+    keys_kernel(const __grid_constant__ BackwardArguments<T> a) {
   DeviceBlock block;
   backward_keys<T, kD, kBackwardTanh<T>>(block, a);
 }

@@ -5,7 +5,8 @@ namespace locfast::softcap_attention::cuda {
 namespace {
 
 template <typename T, int kD, Softmax kSoftmax, Tanh kTanh>
-__global__ void __launch_bounds__(kMostWarps * kLanes, 1) forward_kernel(const __grid_constant__ ForwardArguments<T> a) {
+__global__ void __launch_bounds__(kMostWarps * kLanes, 1)
+    forward_kernel(const __grid_constant__ ForwardArguments<T> a) {
   DeviceBlock block;
   forward<T, kD, kSoftmax, kTanh>(block, a);
 }

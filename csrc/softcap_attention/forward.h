@@ -80,7 +80,7 @@ LOCFAST_BODY void attend_keys(const Warp& warp, ForwardState<Warp, kD>& state, c
   bool all = true, none = true;
   LOCFAST_UNROLL
   for (int word = 0; word < (kN + 1) / 2; ++word) {
-    present[word] = warp.template shared<uint32_t>(bits + 4 * (first / 32 + word)) >> first % 32 & kAll;
+    present[word] = warp.template load<uint32_t>(bits + 4 * (first / 32 + word)) >> first % 32 & kAll;
     all &= present[word] == kAll;
     none &= present[word] == 0;
   }

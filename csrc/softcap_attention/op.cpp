@@ -38,8 +38,9 @@ Shape check_shapes(const Tensor& q, const Tensor& k, const Tensor& v, const std:
   check_rows("v", v, q);
   constexpr int64_t kMost = int64_t{1} << 30;
   for (int i = 0; i < 4; ++i) {
-    check(k.size(i) == v.size(i) && (i == 2 || q.size(i) == k.size(i)), "q [B, H, Tq, D], k and v [B, H, Tk, D] do not fit",
-          " at dimension ", i, ": ", q.size(i), ", ", k.size(i), " and ", v.size(i));
+    check(k.size(i) == v.size(i) && (i == 2 || q.size(i) == k.size(i)),
+          "q [B, H, Tq, D], k and v [B, H, Tk, D] do not fit at dimension ", i, ": ", q.size(i), ", ", k.size(i),
+          " and ", v.size(i));
   }
   for (const Tensor* tensor : {&q, &k, &v}) {
     for (int i = 0; i < 3; ++i) check(tensor->size(i) < kMost, "dimension ", i, " is too large: ", tensor->size(i));
@@ -52,12 +53,13 @@ Shape check_shapes(const Tensor& q, const Tensor& k, const Tensor& v, const std:
     check(key_mask->scalar_type() == ScalarType::Bool && key_mask->device() == q.device(),
           "key_mask must be bool, on the device of q");
   }
-  return {static_cast<int>(q.size(0)), static_cast<int>(q.size(1)), static_cast<int>(q.size(2)), static_cast<int>(k.size(2)),
-          static_cast<int>(q.size(3))};
+  const auto size = [](const Tensor& tensor, int i) { return static_cast<int>(tensor.size(i)); };
+  return {size(q, 0), size(q, 1), size(q, 2), size(k, 2), size(q, 3)};
 }
 
 Cap check_cap(std::optional<double> softcap, double scale) {
-  check(!softcap.has_value() || (*softcap > 0.0 && *softcap < INFINITY), "softcap must be positive and finite, or None");
+  check(!softcap.has_value() || (*softcap > 0.0 && *softcap < INFINITY),
+        "softcap must be positive and finite, or None");
   return make_cap(softcap.has_value(), softcap.value_or(0.0), scale);
 }
 

@@ -11,11 +11,11 @@ namespace locfast::softcap_attention {
 using torch::stable::Tensor;
 
 // q [B, H, Tq, D], k and v [B, H, Tk, D] in bf16 or fp16, D a multiple of 8 up to 128, rows on 16-byte boundaries;
-// key_mask [B, Tk] bool, True = kept  ->  out [B, H, Tq, D], a contiguous [B, Tq, H, D] seen transposed, and the natural
-// log-sum-exp of the capped logits, lse [B, H, Tq] fp32, +inf for a row with no kept key.
-// shared_bytes: the most shared memory that a block may take, below the device's own limit; 0: that limit. A smaller one
-// makes keys stream through shared memory. polynomial: tanh as a polynomial where a warp's logits are within the cap
-// (bf16 with a cap of 80 or less).
+// key_mask [B, Tk] bool, True = kept  ->  out [B, H, Tq, D], a contiguous [B, Tq, H, D] seen transposed, and the
+// natural log-sum-exp of the capped logits, lse [B, H, Tq] fp32, +inf for a row with no kept key.
+// shared_bytes: the most shared memory that a block may take, below the device's own limit; 0: that limit. With less,
+// keys stream through shared memory. polynomial: tanh as a polynomial where a warp's logits are within the cap (bf16
+// with a cap of 80 or less).
 std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v, std::optional<double> softcap,
                                    double scale, const std::optional<Tensor>& key_mask, int64_t shared_bytes,
                                    bool polynomial);

@@ -53,7 +53,8 @@ Walk plan_walk(int64_t pairs, int rows, int columns, const Limits& limits, Chunk
   if (small.shared_bytes <= limits.block_bytes &&
       2 * (small.shared_bytes + kReserved) <= limits.multiprocessor_bytes) {
     const int64_t together = limits.multiprocessor_bytes / (small.shared_bytes + kReserved);
-    return with_splits(small, ceil_div(limits.multiprocessors * std::min<int64_t>(together, 4), std::max<int64_t>(pairs, 1)));
+    const int64_t wanted = limits.multiprocessors * std::min<int64_t>(together, 4);
+    return with_splits(small, ceil_div(wanted, std::max<int64_t>(pairs, 1)));
   }
   if (large.shared_bytes <= limits.block_bytes) {
     return with_splits(large, ceil_div(limits.multiprocessors, std::max<int64_t>(pairs, 1)));

@@ -44,7 +44,7 @@ LOCFAST_BODY void copy_rows(Block& block, int offset, const Rows<T>& rows, int f
   block.each_thread([&](int thread) {
     for (int i = thread; i < count * kPacks; i += block.threads()) {
       const int row = i / kPacks, pack = i % kPacks;
-      block.copy(offset + row * kRowBytes<kD> + 16 * pack, rows.row(first + row) + 8 * pack,
+      block.copy(thread, offset + row * kRowBytes<kD> + 16 * pack, rows.row(first + row) + 8 * pack,
                  8 * pack < head_dim && rows.present(first + row));
     }
   });
@@ -63,8 +63,8 @@ LOCFAST_BODY void copy_strip(const Warp& warp, int offset, const Rows<T>& rows, 
     for (int i = lane; i < 16 * kPacks; i += kLanes) {
       const int row = i / kPacks, pack = i % kPacks;
       const bool present = 8 * pack < head_dim && rows.present(first + row);
-      warp.template shared<Pack>(offset + row * kRowBytes<kD> + 16 * pack) =
-          present ? *reinterpret_cast<const Pack*>(rows.row(first + row) + 8 * pack) : Pack{};
+      warp.store(offset + row * kRowBytes<kD> + 16 * pack,
+                 present ? *reinterpret_cast<const Pack*>(rows.row(first + row) + 8 * pack) : Pack{});
     }
   });
   warp.sync();
@@ -223,7 +223,7 @@ LOCFAST_BODY void note_present(Block& block, int offset, const Rows<T>& rows, in
         const int column = 32 * word + bit;
         bits |= static_cast<uint32_t>(column < count && rows.present(first + column)) << bit;
       }
-      block.template shared<uint32_t>(offset + 4 * word) = bits;
+      block.store(thread, offset + 4 * word, bits);
     }
   });
 }

@@ -1,7 +1,6 @@
 """The compiled soft-capped attention: on a GPU its kernels, on a CPU the same source in lock step."""
 
 import functools
-import itertools
 
 import pytest
 import torch
@@ -250,7 +249,8 @@ def test_one_pass_and_two_kernels_give_the_same_gradients_and_each_the_same_bits
         monkeypatch.setattr(cuda, "SHARED_BYTES", shared_bytes)
         results.append(gradients(functools.partial(attention, softcap=30.0), inputs, grad))
     one_pass, again, two_kernels, once_more = results
-    assert all(torch.equal(a, b) for a, b in itertools.chain(zip(one_pass, again), zip(two_kernels, once_more)))
+    for a, b in zip(one_pass + two_kernels, again + once_more, strict=True):
+        assert torch.equal(a, b)
     for name, a, b in zip(NAMES, one_pass, two_kernels, strict=True):
         torch.testing.assert_close(a, b, rtol=2**-7, atol=2**-7 * float(b.abs().max()), msg=name)
 
