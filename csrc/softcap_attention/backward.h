@@ -115,6 +115,7 @@ LOCFAST_BODY void backward_queries(Block& block, const BackwardArguments<T>& a) 
               if (lane % 4 == 0 && row < shape.queries) a.delta[index] = state.delta[lane][half];
             }
           });
+          warp.sync();
         });
       },
       [&](int tile, int half, int count) {

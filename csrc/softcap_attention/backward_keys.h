@@ -42,6 +42,7 @@ LOCFAST_BODY void begin_keys(const Warp& warp, KeyState<Warp, kD>& state, const 
     LOCFAST_UNROLL
     for (int half = 0; half < 2; ++half) state.present[lane][half] = k.present(first + row_of(lane, half));
   });
+  warp.sync();
 }
 
 // Queries [first, first + 16 kN) of those whose rows, output gradients and statistics start at the three offsets.

@@ -86,6 +86,7 @@ LOCFAST_BODY void load_operand(const Warp& warp, Operand<Warp, kD>& to, const Ro
       }
     }
   });
+  warp.sync();  // lanes may have parted over absent rows; matrix products want them together
 }
 
 // Sums [16, kD], each row times its factor, to rows [first, first + 16) of a head, those that there are.
@@ -109,6 +110,7 @@ LOCFAST_BODY void store_sums(const Warp& warp, const Rows<T>& rows, int first, i
       }
     }
   });
+  warp.sync();
 }
 
 // An A operand that stays in registers, or one that is read from shared memory whenever it is needed.
