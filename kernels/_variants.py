@@ -31,6 +31,8 @@ class Variant:
     """For attention and contrastive kernels: the width of their products."""
     needs_tensor_cores: bool = False
     """A form that must not spill and must run its products on tensor cores on sm_90 (the default of its op)."""
+    architectures: tuple[int, int] = (0, 1000)
+    """The first and last for which a launch takes this form: (90, 1000) from Hopper on."""
     options: dict[str, Any] = field(default_factory=dict)
     """Other compile options of the launch, e.g. {"maxnreg": 168, "enable_fp_fusion": True}."""
 

@@ -20,6 +20,7 @@ ABOVE = ("cli", "train", "export", "env", "inspect", "report", "demo")
 FORBIDDEN = {
     "config": ("kernels", "models", "methods", "data", "engine", "eval", "random", *ABOVE),
     "data": ("kernels", "models", "methods", "engine", "eval", *ABOVE),
+    "machine_code": ("models", "methods", "data", "engine", "eval", *ABOVE),
     "models": ("methods", "data", "engine", "eval", *ABOVE),
     "methods": ("engine", "eval", *ABOVE),
     "engine": ("models", "eval", *(name for name in ABOVE if name != "cli")),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,101 +18,17 @@ from .._variants import Variant
 from .triton_backward import _backward_kv_kernel, _backward_q_kernel
 from .triton_forward import _forward_kernel
 from .triton_one_pass import _backward_one_pass_kernel
+from .triton_tiles import Tiles, architecture, tiles, tiles_override
 
 LOG2E = math.log2(math.e)
 MAX_SHIFTED_CAP = 80.0
 """Caps up to here need no running maximum: exp(2 cap - 87), times 8192 keys, times values of 100, stays within fp32."""
 
 
-@dataclass(frozen=True)
-class Tiles:
-    """How a kernel is cut: rows of queries and of keys, warps of a program, depth of its load pipeline."""
-
-    block_q: int
-    block_k: int
-    num_warps: int
-    num_stages: int
-    max_registers: int | None = None
-    """A thread's: 128 lets two programs of 8 warps share a multiprocessor."""
-
-
-WIDTHS = (64, 96, 128, 256)
-"""Tiles are chosen for head dims up to each of these (72 and 80 have two parts, so they count as 96)."""
-CANDIDATES: dict[tuple[str, torch.dtype], tuple[tuple[Tiles, ...], ...]] = {
-    ("forward", torch.bfloat16): (
-        (Tiles(128, 64, 8, 3, 128), Tiles(64, 64, 4, 3)),
-        (Tiles(128, 64, 8, 2, 128), Tiles(64, 64, 4, 2)),
-        (Tiles(128, 64, 8, 2, 128), Tiles(64, 64, 4, 2)),
-        (Tiles(64, 32, 4, 2),),
-    ),
-    ("forward", torch.float16): (
-        (Tiles(128, 64, 8, 3, 128), Tiles(64, 64, 4, 3)),
-        (Tiles(128, 64, 8, 2, 128), Tiles(64, 64, 4, 2)),
-        (Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2)),
-        (Tiles(64, 32, 4, 2),),
-    ),
-    ("backward_q", torch.bfloat16): (
-        (Tiles(64, 64, 4, 2),),
-        (Tiles(64, 64, 4, 2),),
-        (Tiles(64, 64, 4, 2),),
-        (Tiles(64, 32, 8, 2),),
-    ),
-    ("backward_kv", torch.bfloat16): (
-        (Tiles(64, 64, 4, 2),),
-        (Tiles(32, 128, 8, 2), Tiles(32, 64, 4, 2)),
-        (Tiles(32, 128, 8, 2), Tiles(32, 64, 4, 2)),
-        (Tiles(16, 64, 8, 2),),
-    ),
-    ("backward_one_pass", torch.bfloat16): (
-        (Tiles(32, 128, 8, 2),),
-        (Tiles(32, 128, 8, 2),),
-        (Tiles(32, 64, 8, 2),),
-        (Tiles(16, 64, 8, 2),),
-    ),
-    ("forward", torch.float32): (
-        (Tiles(32, 32, 4, 2),),
-        (Tiles(32, 32, 8, 2),),
-        (Tiles(16, 32, 8, 2),),
-        (Tiles(16, 32, 8, 1),),
-    ),
-}
-CANDIDATES["backward_q", torch.float16] = CANDIDATES["backward_q", torch.bfloat16]
-CANDIDATES["backward_kv", torch.float16] = CANDIDATES["backward_kv", torch.bfloat16]
-CANDIDATES["backward_one_pass", torch.float16] = CANDIDATES["backward_one_pass", torch.bfloat16]
-CANDIDATES["backward_one_pass", torch.float32] = CANDIDATES["backward_q", torch.float32] = CANDIDATES[
-    "backward_kv", torch.float32
-] = (
-    (Tiles(16, 32, 4, 1),),
-    (Tiles(32, 32, 8, 1),),
-    (Tiles(32, 32, 8, 1),),
-    (Tiles(16, 16, 8, 1),),
-)
-"""By kernel and dtype, for each of WIDTHS: the best first, then smaller ones for lengths that would leave much of it
-empty. Chosen by what the compiler shows for sm_90 (docs/kernels/softcap_attention.md); not measured yet."""
-MAX_PADDING = 1.1
-"""How much more padding than the least the preferred tile may have: 257 tokens take 5 blocks of 64, not 3 of 128."""
-
-tiles_override: dict[str, Tiles] = {}
-"""Tiles by kernel name ("forward", "backward_q", "backward_kv", "backward_one_pass"), instead of the defaults."""
 backward_form = "two kernels"
 """two kernels (seven products, a program for every block) or one pass (five products, a program for every head)."""
 bf16_tanh = "hardware"
 """hardware or polynomial: how bf16 takes its tanh."""
-
-
-def tiles(kernel: str, head_dim: int, dtype: torch.dtype, rows: int) -> Tiles:
-    """Those that a launch takes; `rows`: queries, or for backward_kv keys, that programs share out among them."""
-    if kernel in tiles_override:
-        return tiles_override[kernel]
-    width = next(i for i, most in enumerate(WIDTHS) if head_dim <= most)
-    candidates = CANDIDATES[kernel, dtype][width]
-
-    def padded(cut: Tiles) -> int:
-        block = cut.block_k if kernel == "backward_kv" else cut.block_q
-        return -(-rows // block) * block
-
-    least = min(map(padded, candidates))
-    return next(cut for cut in candidates if padded(cut) <= MAX_PADDING * least)
 
 
 def softcap_attention(
@@ -125,7 +40,7 @@ def softcap_attention(
     lse = torch.empty(batch, heads, queries, dtype=lse_dtype(q.dtype), device=q.device)
     if out.numel() == 0:
         return out, lse
-    cut = tiles("forward", head_dim, q.dtype, queries)
+    cut = tiles("forward", head_dim, q.dtype, queries, architecture(q.device))
     shift = _shift(softcap, q.dtype)
     align = _alignment(q, k, v, out)
     constants = _constants(cut, head_dim, q.dtype, k.shape[2], "k", softcap, key_mask is not None)
@@ -172,6 +87,7 @@ def softcap_attention_backward(
     )
     if q_grad.numel() == 0 or k_grad.numel() == 0:
         return q_grad.zero_(), k_grad.zero_(), v_grad.zero_()
+    arch = architecture(q.device)
     delta = torch.empty(lse.shape, dtype=torch.float32, device=lse.device)
     align = _alignment(grad, q, k, v, out)
     # One key has weight 1 whatever its score: then q and k get no gradient, not even a rounding error.
@@ -180,7 +96,7 @@ def softcap_attention_backward(
 
     if backward_form == "one pass":
         total = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
-        cut = tiles("backward_one_pass", head_dim, q.dtype, queries)
+        cut = tiles("backward_one_pass", head_dim, q.dtype, queries, arch)
         _backward_one_pass_kernel[(batch * heads,)](
             *(grad, q, k, v, out, q_grad, k_grad, v_grad, total, lse, delta, mask),
             *_strides(align, grad, q, k, v, out, k_grad),
@@ -193,7 +109,7 @@ def softcap_attention_backward(
         )
         return q_grad, k_grad, v_grad
 
-    cut = tiles("backward_q", head_dim, q.dtype, queries)
+    cut = tiles("backward_q", head_dim, q.dtype, queries, arch)
     _backward_q_kernel[(batch * heads * triton.cdiv(queries, cut.block_q),)](
         *(grad, q, k, v, out, q_grad, lse, delta, mask),
         *_strides(align, grad, q, k, v, out),
@@ -204,7 +120,7 @@ def softcap_attention_backward(
         num_stages=cut.num_stages,
         **_options(cut),
     )
-    cut = tiles("backward_kv", head_dim, q.dtype, keys)
+    cut = tiles("backward_kv", head_dim, q.dtype, keys, arch)
     _backward_kv_kernel[(batch * heads * triton.cdiv(keys, cut.block_k),)](
         *(grad, q, k, v, k_grad, v_grad, lse, delta, mask),
         *_strides(align, grad, q, k, v, k_grad),
@@ -291,13 +207,14 @@ def _bytes(key_mask: Tensor | None, otherwise: Tensor) -> Tensor:
 
 
 def variants() -> list[Variant]:
-    """The forms that ViTs use: every head dim at its usual length, in bf16, fp16 and fp32."""
+    """The forms that ViTs use: every head dim at its usual length, in every dtype, before sm_90 and from there on."""
     lengths = {64: 577, 72: 729, 80: 257, 96: 577, 128: 577, 256: 577}
     return [
-        _variant(name, kernel, dtype, head_dim, tokens)
+        _variant(name, kernel, dtype, head_dim, tokens, arch)
         for name, kernel in _KERNELS.items()
         for dtype in (torch.bfloat16, torch.float16, torch.float32)
         for head_dim, tokens in lengths.items()
+        for arch in (80, 90)
         if dtype != torch.float32 or head_dim in (64, 80, 128)
     ]
 
@@ -310,8 +227,8 @@ _KERNELS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _variant(name: str, kernel: Any, dtype: torch.dtype, head_dim: int, tokens: int) -> Variant:
-    cut, softcap = tiles(name, head_dim, dtype, tokens), 30.0
+def _variant(name: str, kernel: Any, dtype: torch.dtype, head_dim: int, tokens: int, arch: int) -> Variant:
+    cut, softcap = tiles(name, head_dim, dtype, tokens, arch), 30.0
     constants = _constants(
         cut, head_dim, dtype, tokens, "k" if name in ("forward", "backward_q") else "q", softcap, False
     )
@@ -340,5 +257,9 @@ def _variant(name: str, kernel: Any, dtype: torch.dtype, head_dim: int, tokens: 
         options=_options(cut),
         dtype=short,
         head_dim=head_dim,
+        architectures=(0, 89) if arch < 90 else (90, 1000),
         needs_tensor_cores=dtype != torch.float32 and head_dim <= 128 and name != "backward_one_pass",
     )
+
+
+__all__ = ["Tiles", "softcap_attention", "softcap_attention_backward", "tiles_override", "variants"]

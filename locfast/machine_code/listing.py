@@ -92,7 +92,12 @@ def list_kernels(
             for arch in unknown
         ]
         kernels = [kernel for kernel in listed["kernels"] if only.lower() in kernel["name"].lower() and choose(kernel)]
-        tasks = [(kernel, arch) for kernel in kernels for arch in architectures if arch not in unknown]
+        tasks = [
+            (kernel, arch)
+            for kernel in kernels
+            for arch in architectures
+            if arch not in unknown and _is_for(kernel, arch)
+        ]
         compiled = [task for task in tasks if "failed" not in task[0]]
         requests = [
             {"compile": {"module": kernel["module"], "number": kernel["number"], "arch": arch}}
@@ -105,6 +110,11 @@ def list_kernels(
     if library is not None:
         rows += [row for row in _library_rows(library, architectures, notes) if only.lower() in row.kernel.lower()]
     return Listing(rows, notes, listed["triton"])
+
+
+def _is_for(kernel: dict[str, Any], arch: int) -> bool:
+    first, last = kernel.get("architectures", (arch, arch))
+    return first <= arch <= last
 
 
 def _triton_row(kernel: dict[str, Any], arch: int, answer: dict[str, Any]) -> Row:

@@ -26,7 +26,7 @@ from typing import Any
 
 from locfast.machine_code.sass import machine_code
 
-CALLER_KNOWS = ("name", "dtype", "head_dim", "needs_tensor_cores")
+CALLER_KNOWS = ("name", "dtype", "head_dim", "needs_tensor_cores", "architectures")
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ def test_other_tiles_give_right_results(block_q, block_k, device, monkeypatch):
 
 def test_the_preferred_tile_gives_way_to_a_smaller_one_that_leaves_less_of_it_empty():
     def rows(tokens):
-        return triton.tiles("forward", 64, torch.bfloat16, tokens).block_q
+        return triton.tiles("forward", 64, torch.bfloat16, tokens, 90).block_q
 
     assert {tokens: rows(tokens) for tokens in (197, 257, 577, 729)} == {197: 128, 257: 64, 577: 128, 729: 128}
 
