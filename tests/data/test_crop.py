@@ -61,6 +61,22 @@ def test_evaluation_views_equal_timms(picture, encode, size, side, crop_pct, mod
     assert_same_pixels(ours, theirs.permute(1, 2, 0).numpy())
 
 
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"])
+def test_evaluation_views_have_the_interpolation_that_a_timm_config_names(picture, encode, interpolation):
+    image = picture(333, 500)
+    theirs = transforms_imagenet_eval(96, 0.9, interpolation=interpolation, use_prefetcher=True)(image)
+    wanted = view(size=(96, 96), crop_pct=0.9, interpolation=interpolation)
+    ours = render(encode(image, "PNG"), wanted, [0.9, 0.9]).astype(int)
+    # nearest and box decide by a pixel's edge, which lies a rounding to either side
+    difference = abs(ours - theirs.permute(1, 2, 0).numpy())
+    assert difference.mean() < (1.0 if interpolation in ("nearest", "box") else 0.15)
+
+
+def test_an_interpolation_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="got 'cubic-ish'"):
+        view(interpolation="cubic-ish")
+
+
 @pytest.mark.parametrize("size", [(500, 375), (333, 500), (97, 200), (40, 31), (1, 1), (3, 90)])
 @pytest.mark.parametrize(
     "numbers",

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from locfast.config.base import TrainConfig
+from locfast.config.maskembed import MaskEmbedConfig
 from locfast.config.registry import make_config
 from locfast.engine.run import train
+from locfast.errors import UserError
 from tests.engine.processes import finish, kill_when, start, start_ranks
 from tests.engine.test_loss_curve import RANKS_AGREE
 from tests.engine.toy import losses
@@ -39,3 +41,31 @@ def test_maskembed_killed_and_resumed_repeats_the_curve_bit_for_bit(alone, tmp_p
     assert 2 <= len(losses(run)) < 4
     train(_config(run, resume=True))
     assert losses(run) == alone
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"kernels": "triton"}, "softcap_attention: --kernels triton was asked for, .*needs a CUDA device"),
+        (
+            {"kernels": "triton", "maskembed": MaskEmbedConfig(softcap=None)},
+            "mask_embeddings: --kernels triton was asked for, .*needs a CUDA device",
+        ),
+        ({"maskembed": MaskEmbedConfig(uncapped_attention="flash-attn")}, "flash-attn was asked for, .*CUDA devices"),
+        ({"image_size": 65}, "--image-size 65: demo has patches of"),
+    ],
+    ids=["triton", "triton without a cap", "flash-attn", "image size"],
+)
+def test_what_cannot_run_here_is_told_before_there_is_a_run_folder(fields, told, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")  # the test session runs Triton's kernels on the CPU
+    with pytest.raises(UserError, match=told):
+        train(_config(tmp_path / "run", **fields))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_kernel_that_the_environment_names_is_checked_as_well(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setenv("LOCFAST_KERNELS", "triton")
+    with pytest.raises(UserError, match="LOCFAST_KERNELS=triton was asked for"):
+        train(_config(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

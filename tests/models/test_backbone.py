@@ -194,6 +194,32 @@ def test_a_size_without_a_patch_is_refused(size: int, told: str) -> None:
         load_backbone("vit_tiny_patch16_224", pretrained=False, image_size=size, depth=1)
 
 
+@pytest.mark.parametrize("size", [65, 70])
+def test_a_size_that_is_no_multiple_of_the_patch_is_refused(size: int) -> None:
+    with pytest.raises(UserError, match=rf"{size - 64} px of every side .* Type --image-size 64 or 80"):
+        load_backbone("vit_tiny_patch16_224", pretrained=False, image_size=size, depth=1)
+
+
+def test_a_models_own_size_may_be_no_multiple_of_its_patch() -> None:
+    small_args = {"depth": 1, "embed_dim": 64, "num_heads": 4}
+    name = "vit_so400m_patch14_siglip_384.webli"
+    assert load_backbone(name, pretrained=False, image_size=384, **small_args).grid == (27, 27)
+    with pytest.raises(UserError, match="--image-size 378 or 392"):
+        load_backbone(name, pretrained=False, image_size=385, **small_args)
+
+
+@pytest.mark.parametrize(
+    ("named", "taken"), [("lanczos", "lanczos"), ("bilinear", "bilinear"), ("cubic-ish", "bicubic")]
+)
+def test_an_interpolation_that_does_not_exist_becomes_bicubic_with_a_warning(
+    named: str, taken: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = small("clip").model
+    model.pretrained_cfg["interpolation"] = named
+    assert Backbone(model, "odd").interpolation == taken
+    assert [record.args for record in caplog.records] == ([] if named == taken else [("odd", named)])
+
+
 def test_overlapping_patches_are_refused() -> None:
     model = small("clip").model
     model.patch_embed.proj.stride = (8, 8)
