@@ -65,13 +65,15 @@ def _implementation(backend: str) -> ModuleType:
 
 
 def _forward(x: Tensor, visible: Tensor, position: Tensor, backend: str) -> Tensor:
-    return _implementation(backend).mask_embeddings(x, visible, position)
+    with torch.cuda.device_of(x):  # Triton launches on the current device, whichever holds the tensors
+        return _implementation(backend).mask_embeddings(x, visible, position)
 
 
 def _backward(
     grad: Tensor, visible: Tensor, num_prefix_tokens: int, position_dtype: torch.dtype, backend: str
 ) -> tuple[Tensor, Tensor]:
-    x_grad, position_grad = _implementation(backend).mask_embeddings_backward(grad, visible, num_prefix_tokens)
+    with torch.cuda.device_of(grad):
+        x_grad, position_grad = _implementation(backend).mask_embeddings_backward(grad, visible, num_prefix_tokens)
     return x_grad, position_grad.to(position_dtype)
 
 

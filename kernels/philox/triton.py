@@ -22,7 +22,7 @@ def philox_words(counter0, counter1, counter2, counter3, key0, key1):
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["key0", "key1"])  # a key is a seed: one compiled form for all, 1 among them
 def _philox_kernel(
     counter_ptr,  # [M, 4] int64
     out_ptr,  # [M, 4] int64
@@ -50,7 +50,8 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
     out = torch.empty_like(counter)
     rows = counter.numel() // 4
     if rows:
-        _philox_kernel[(triton.cdiv(rows, 256),)](counter, out, *key, rows, BLOCK=256)
+        with torch.cuda.device_of(counter):  # Triton launches on the current device, whichever holds the tensors
+            _philox_kernel[(triton.cdiv(rows, 256),)](counter, out, *key, rows, BLOCK=256)
     return out
 
 

@@ -1,0 +1,65 @@
+"""Launches as a GPU's runtime sees them, compiled for sm_90 and not run: `python -m tests.kernels.launches`.
+
+The interpreter neither makes a constant of an integer that is 1 nor looks at options and types of pointers. A process
+of its own, because Triton decides at import whether kernels are compiled or interpreted. Prints a JSON object for each
+launch: the kernel's name and the launch's options.
+"""
+
+import json
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import JITFunction, driver
+
+from locfast.kernels.mask_embeddings import triton as mask_embeddings
+from locfast.kernels.philox import triton as philox
+from locfast.kernels.softcap_attention import triton as attention
+
+
+class Driver:
+    """One H100, as far as compiling goes."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+def main() -> None:
+    driver.set_active(Driver())
+    JITFunction.run = _compiled_and_not_run(JITFunction.run)
+    for dtype, masked, form in ((torch.bfloat16, True, "two kernels"), (torch.float32, False, "one pass")):
+        attention.backward_form = form
+        launch_attention(dtype, masked)
+    x, visible = torch.zeros(1, 1, 1), torch.ones(1, 1, 1, dtype=torch.bool)
+    mask_embeddings.mask_embeddings(x, visible, x[0])
+    mask_embeddings.mask_embeddings_backward(x[None], visible, 0)
+    philox.philox(torch.zeros(1, 4, dtype=torch.int64), (1, 2**32 - 1))
+
+
+def launch_attention(dtype: torch.dtype, masked: bool) -> None:
+    """Of every size the least, so that all that can become a constant does."""
+    q, grad = torch.zeros(2, 1, 1, 1, 8, dtype=dtype)
+    key_mask = torch.ones(1, 1, dtype=torch.bool) if masked else None
+    out, lse = attention.softcap_attention(q, q, q, 30.0, 1.0, key_mask)
+    attention.softcap_attention_backward(grad, q, q, q, out, lse, 30.0, 1.0, key_mask)
+
+
+def _compiled_and_not_run(run: Any) -> Any:
+    def compiled(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        assert kernel.asm["cubin"]
+        facts = {name: getattr(kernel.metadata, name) for name in ("num_warps", "num_stages", "maxnreg")}
+        print(json.dumps({"kernel": self.fn.__name__, "fused": kernel.metadata.enable_fp_fusion, **facts}), flush=True)
+        return kernel
+
+    return compiled
+
+
+if __name__ == "__main__":
+    main()
