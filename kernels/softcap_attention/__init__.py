@@ -41,7 +41,7 @@ def softcap_attention(
     Raises ValueError for shapes and dtypes that do not fit, BackendError for a named backend that cannot run.
     """
     _check(q, k, v, softcap, key_mask, bias, backend)
-    if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
+    if _autocasts(q.device) and q.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -87,14 +87,15 @@ def _check(
             f"softcap_attention: q [B, H, Tq, D] and k, v [B, H, Tk, D] must share B, H and D. {_found(q, k, v)}"
         )
     batch, heads, tokens, head_dim = q.shape
+    if head_dim == 0:
+        raise ValueError(f"softcap_attention: heads of width 0 have no scores. {_found(q, k, v)}")
     if head_dim > MAX_HEAD_DIM and backend != "reference":
         raise ValueError(
             f"softcap_attention: head dim {head_dim} is beyond {MAX_HEAD_DIM}. Use more heads, or backend='reference', "
             f"which takes any. {_found(q, k, v)}"
         )
-    autocast = torch.is_autocast_enabled(q.device.type)
     floating = all(t.is_floating_point() for t in (q, k, v))
-    if not floating or not (autocast or q.dtype == k.dtype == v.dtype):
+    if not floating or not (q.dtype == k.dtype == v.dtype or _autocasts(q.device)):
         raise ValueError(
             "softcap_attention: q, k and v must share one floating dtype; cast them, as in q.to(torch.bfloat16). "
             f"{_found(q, k, v)}"
@@ -125,6 +126,11 @@ def _check(
             f"softcap_attention: bias must be floating and broadcastable to [B, H, Tq, Tk] = {list(full)}, "
             f"got {_kind(bias)}. {_found(q, k, v)}"
         )
+
+
+def _autocasts(device: torch.device) -> bool:
+    """Whether autocast is on; a meta device, where models are only sized, knows no autocast and would raise."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def _found(q: Tensor, k: Tensor, v: Tensor) -> str:

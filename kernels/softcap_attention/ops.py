@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import cuda, tiled
+from .layout import heads_inside_tokens
 
 
 def _fused(backend: str) -> ModuleType:
@@ -33,7 +34,8 @@ def _forward(
             out = tiled.softcap_attention(q, k, v, softcap, scale, key_mask, bias)
         return out, q.new_empty(0, dtype=torch.float32)
     q, k, v = (_with_unit_stride(t) for t in (q, k, v))
-    return _fused(backend).softcap_attention(q, k, v, softcap, scale, key_mask)
+    with torch.cuda.device_of(q):  # Triton launches on the current device, whichever holds the tensors
+        return _fused(backend).softcap_attention(q, k, v, softcap, scale, key_mask)
 
 
 def _backward(
@@ -57,7 +59,9 @@ def _backward(
             )
     else:
         grad, q, k, v = (_with_unit_stride(t) for t in (grad, q, k, v))
-        grads = _fused(backend).softcap_attention_backward(grad, q, k, v, out, lse, softcap, scale, key_mask)
+        out, lse = _as_the_forward_laid_it(out), lse.contiguous()
+        with torch.cuda.device_of(q):
+            grads = _fused(backend).softcap_attention_backward(grad, q, k, v, out, lse, softcap, scale, key_mask)
         bias_grad = None
     # An op's schema has no optional results: a gradient that nobody wants is an empty tensor.
     return grads[0], grads[1], grads[2], q.new_empty(0) if bias_grad is None else bias_grad
@@ -67,14 +71,13 @@ def _with_unit_stride(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
+def _as_the_forward_laid_it(out: Tensor) -> Tensor:
+    """What was saved may come back otherwise: torch.autograd.graph.save_on_cpu(pin_memory=True) makes it contiguous."""
+    return out if out.transpose(1, 2).is_contiguous() else heads_inside_tokens(out).copy_(out)
+
+
 forward_op = torch.library.custom_op("locfast::softcap_attention", _forward, mutates_args=())
 backward_op = torch.library.custom_op("locfast::softcap_attention_backward", _backward, mutates_args=())
-
-
-def _tokens_outside_heads(like: Tensor) -> Tensor:
-    """Empty, of the shape of `like` [B, H, T, D], laid out as a contiguous [B, T, H, D]: how projections want it."""
-    batch, heads, tokens, head_dim = like.shape
-    return like.new_empty(batch, tokens, heads, head_dim).transpose(1, 2)
 
 
 @forward_op.register_fake
@@ -89,9 +92,9 @@ def _(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     if backend == "tiled":
-        return _tokens_outside_heads(q), q.new_empty(0, dtype=torch.float32)
+        return heads_inside_tokens(q), q.new_empty(0, dtype=torch.float32)
     precise = torch.float64 if q.dtype == torch.float32 else torch.float32
-    return _tokens_outside_heads(q), q.new_empty(q.shape[:3], dtype=precise)
+    return heads_inside_tokens(q), q.new_empty(q.shape[:3], dtype=precise)
 
 
 @backward_op.register_fake
@@ -110,17 +113,20 @@ def _(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     bias_grad = q.new_empty(0) if bias is None or not needs_bias_grad else bias.new_empty(bias.shape)
-    return _tokens_outside_heads(q), _tokens_outside_heads(k), _tokens_outside_heads(v), bias_grad
+    return heads_inside_tokens(q), heads_inside_tokens(k), heads_inside_tokens(v), bias_grad
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, ctx.softcap, ctx.scale, key_mask, bias, ctx.backend = inputs
     out, lse = output
     ctx.mark_non_differentiable(lse)
+    ctx.set_materialize_grads(False)  # or every backward would fill a gradient of lse with zeros first
     ctx.save_for_backward(q, k, v, out, lse, key_mask, bias)
 
 
-def _differentiate(ctx: Any, grad: Tensor, lse_grad: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad: Tensor | None, lse_grad: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * len(ctx.needs_input_grad)
     q, k, v, out, lse, key_mask, bias = ctx.saved_tensors
     needs_bias_grad = ctx.needs_input_grad[6]
     q_grad, k_grad, v_grad, bias_grad = torch.ops.locfast.softcap_attention_backward(

@@ -7,6 +7,8 @@ Rows are whole, so the softmax is PyTorch's own, and every sum has one order: de
 import torch
 from torch import Tensor
 
+from .layout import heads_inside_tokens
+
 MAX_BLOCK_SCORES = 1 << 22
 """Scores in memory at a time: 16 MiB in fp32, a few of them within a processor's last cache."""
 
@@ -26,8 +28,7 @@ def softcap_attention(
     """
     compute = _compute_dtype(q)
     keys, values = _select(k.to(compute), key_mask), _select(v.to(compute), key_mask)
-    batch, heads, tokens, head_dim = q.shape
-    out = torch.empty(batch, tokens, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
+    out = heads_inside_tokens(q)
     for rows in _blocks(q, k):
         logits = _logits(q[:, :, rows].to(compute), keys, scale, bias, rows)
         if softcap is not None:
@@ -50,12 +51,8 @@ def softcap_attention_backward(
     """Gradients of q, k, v in their shapes and dtypes, and of bias (its own shape, or None where it is not needed)."""
     compute = _compute_dtype(q)
     keys, values = _select(k.to(compute), key_mask), _select(v.to(compute), key_mask)
-    batch, heads, tokens, head_dim = q.shape
-    q_grad = torch.empty(batch, tokens, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
-    k_grad, v_grad = (
-        torch.zeros(batch, k.shape[2], heads, head_dim, dtype=compute, device=k.device).transpose(1, 2)
-        for _ in range(2)
-    )
+    q_grad = heads_inside_tokens(q)
+    k_grad, v_grad = heads_inside_tokens(k, compute).zero_(), heads_inside_tokens(v, compute).zero_()
     bias_grad = None
     if bias is not None and needs_bias_grad:
         bias_grad = torch.zeros(bias.shape, dtype=compute, device=bias.device)

@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 
 from .._variants import Variant
+from .layout import heads_inside_tokens
 from .triton_backward import _backward_kv_kernel, _backward_q_kernel
 from .triton_forward import _forward_kernel
 from .triton_one_pass import _backward_one_pass_kernel
@@ -23,7 +24,8 @@ from .triton_tiles import Tiles, architecture, tiles, tiles_override
 LOG2E = math.log2(math.e)
 MAX_SHIFTED_CAP = 80.0
 """Caps up to here need no running maximum: exp(2 cap - 87), times 8192 keys, times values of 100, stays within fp32."""
-
+MAX_EXPONENTIAL_CAP = 256.0
+"""fp16 caps up to here: an absolute error of 1.2e-7 in tanh is one of 3e-5 in a logit, an eighth of fp16's rounding."""
 
 backward_form = "two kernels"
 """two kernels (seven products, a program for every block) or one pass (five products, a program for every head)."""
@@ -36,8 +38,8 @@ def softcap_attention(
 ) -> tuple[Tensor, Tensor]:
     """q [B, H, Tq, D], k, v [B, H, Tk, D] of last stride 1  ->  out [B, H, Tq, D], log-sum-exp [B, H, Tq]."""
     batch, heads, queries, head_dim = q.shape
-    out = torch.empty(batch, queries, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
-    lse = torch.empty(batch, heads, queries, dtype=lse_dtype(q.dtype), device=q.device)
+    out = heads_inside_tokens(q)
+    lse = q.new_empty(batch, heads, queries, dtype=lse_dtype(q.dtype))
     if out.numel() == 0:
         return out, lse
     cut = tiles("forward", head_dim, q.dtype, queries, architecture(q.device))
@@ -60,8 +62,6 @@ def softcap_attention(
         ONLINE=shift is None,
         ALIGN=align,
         **constants,
-        num_warps=cut.num_warps,
-        num_stages=cut.num_stages,
         **_options(cut),
     )
     return out, lse
@@ -78,13 +78,10 @@ def softcap_attention_backward(
     scale: float,
     key_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v; `out` and `lse` as the forward gave them, `grad` [B, H, Tq, D] of last stride 1."""
+    """Gradients of q, k and v; `out` and `lse` laid out as the forward's, `grad` [B, H, Tq, D] of last stride 1."""
     batch, heads, queries, head_dim = q.shape
     keys = k.shape[2]
-    q_grad = torch.empty(batch, queries, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
-    k_grad, v_grad = (
-        torch.empty(batch, keys, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2) for _ in range(2)
-    )
+    q_grad, k_grad, v_grad = heads_inside_tokens(q), heads_inside_tokens(k), heads_inside_tokens(v)
     if q_grad.numel() == 0 or k_grad.numel() == 0:
         return q_grad.zero_(), k_grad.zero_(), v_grad.zero_()
     arch = architecture(q.device)
@@ -103,8 +100,6 @@ def softcap_attention_backward(
             *sizes,
             ALIGN=align,
             **_constants(cut, head_dim, q.dtype, queries, "q", softcap, key_mask is not None),
-            num_warps=cut.num_warps,
-            num_stages=cut.num_stages,
             **_options(cut),
         )
         return q_grad, k_grad, v_grad
@@ -116,8 +111,6 @@ def softcap_attention_backward(
         *sizes,
         ALIGN=align,
         **_constants(cut, head_dim, q.dtype, keys, "k", softcap, key_mask is not None),
-        num_warps=cut.num_warps,
-        num_stages=cut.num_stages,
         **_options(cut),
     )
     cut = tiles("backward_kv", head_dim, q.dtype, keys, arch)
@@ -127,8 +120,6 @@ def softcap_attention_backward(
         *sizes,
         ALIGN=align,
         **_constants(cut, head_dim, q.dtype, queries, "q", softcap, key_mask is not None),
-        num_warps=cut.num_warps,
-        num_stages=cut.num_stages,
         **_options(cut),
     )
     return q_grad, k_grad, v_grad
@@ -167,7 +158,6 @@ def _constants(
         first, second = 2 * first, 0
     block = cut.block_q if side == "q" else cut.block_k
     rest = walked % block
-    tanh = {torch.bfloat16: bf16_tanh, torch.float16: "exponential"}.get(dtype, "accurate")
     return {
         "D": head_dim,
         "D0": first,
@@ -175,15 +165,24 @@ def _constants(
         "BLOCK_Q": cut.block_q,
         "BLOCK_K": cut.block_k,
         "TAIL": max(16, triton.next_power_of_2(rest)) if rest else 0,
-        "TANH": "none" if softcap is None else tanh,
+        "TANH": _tanh(softcap, dtype),
         "HAS_MASK": has_mask,
         "PRECISION": "ieee",  # of products of fp32 tiles; 16-bit ones run on tensor cores either way
     }
 
 
+def _tanh(softcap: float | None, dtype: torch.dtype) -> str:
+    """Which of triton_tile's a kernel takes: the cheapest that the dtype's own rounding hides."""
+    if softcap is None:
+        return "none"
+    if dtype == torch.bfloat16:
+        return bf16_tanh
+    return "exponential" if dtype == torch.float16 and softcap <= MAX_EXPONENTIAL_CAP else "accurate"
+
+
 def _options(cut: Tiles) -> dict[str, Any]:
     """Compile options; fusion of products and sums is said aloud since Triton means to change its default."""
-    options = {"enable_fp_fusion": True}
+    options = {"num_warps": cut.num_warps, "num_stages": cut.num_stages, "enable_fp_fusion": True}
     return options if cut.max_registers is None else options | {"maxnreg": cut.max_registers}
 
 
@@ -236,6 +235,7 @@ def _variant(name: str, kernel: Any, dtype: torch.dtype, head_dim: int, tokens: 
     if name == "forward":
         constants["ONLINE"] = _shift(softcap, dtype) is None
     short = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
+    options = _options(cut)
     types = {}
     for argument in kernel.arg_names:
         if argument.endswith("_ptr"):
@@ -252,12 +252,12 @@ def _variant(name: str, kernel: Any, dtype: torch.dtype, head_dim: int, tokens: 
         types=types,
         constants=constants,
         unaligned=tuple(arg for arg, kind in types.items() if kind == "i32"),
-        num_warps=cut.num_warps,
-        num_stages=cut.num_stages,
-        options=_options(cut),
+        num_warps=options.pop("num_warps"),
+        num_stages=options.pop("num_stages"),
+        options=options,
         dtype=short,
         head_dim=head_dim,
-        architectures=(0, 89) if arch < 90 else (90, 1000),
+        architectures=(0, 89) if arch < 90 else (90, 119),
         needs_tensor_cores=dtype != torch.float32 and head_dim <= 128 and name != "backward_one_pass",
     )
 

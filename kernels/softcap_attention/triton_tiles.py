@@ -51,7 +51,7 @@ WGMMA: dict[str, tuple[Candidates, ...]] = {
         (Tiles(16, 64, 8, 2),),
     ),
 }
-"""bf16 and fp16 on sm_90 and newer, whose products read their operands from shared memory."""
+"""bf16 and fp16 on sm_90 and sm_100, whose products read their operands from shared memory."""
 
 MMA: dict[str, tuple[Candidates, ...]] = {
     "forward": (
@@ -64,7 +64,7 @@ MMA: dict[str, tuple[Candidates, ...]] = {
     "backward_kv": ((Tiles(32, 64, 4, 2),), (Tiles(16, 64, 4, 2),), (Tiles(16, 128, 8, 2),), (Tiles(32, 32, 8, 1),)),
     "backward_one_pass": WGMMA["backward_one_pass"],
 }
-"""bf16 and fp16 on older GPUs, whose products hold their operands in registers."""
+"""bf16 and fp16 on older GPUs and on sm_120, whose products hold their operands in registers."""
 
 FP32: dict[str, tuple[Candidates, ...]] = {
     "forward": ((Tiles(32, 32, 4, 2),), (Tiles(32, 32, 8, 2),), (Tiles(16, 32, 8, 2),), (Tiles(16, 32, 8, 1),)),
@@ -90,7 +90,7 @@ def tiles(kernel: str, head_dim: int, dtype: torch.dtype, rows: int, arch: int) 
     """Those that a launch takes; `rows`: queries, or for backward_kv keys, that programs share out among them."""
     if kernel in tiles_override:
         return tiles_override[kernel]
-    table = FP32 if dtype == torch.float32 else WGMMA if arch >= 90 else MMA
+    table = FP32 if dtype == torch.float32 else WGMMA if 90 <= arch < 120 else MMA
     candidates = table[kernel][next(i for i, most in enumerate(WIDTHS) if head_dim <= most)]
 
     def padded(cut: Tiles) -> int:

@@ -134,7 +134,14 @@ def test_every_cap_in_the_other_dtypes(softcap, dtype, backend, device):
     check(inputs, grad, softcap, backend)
 
 
-@pytest.mark.parametrize("head_dim", [8, 20, 40, 112, 256])
+@pytest.mark.parametrize("softcap", [1e-3, 1e4, 1e6, 1e30])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_caps_far_below_and_above_the_logits(softcap, dtype, backend, device):
+    *inputs, grad = make_inputs(1, 1, 40, 64, dtype, 4.0, device)
+    check(inputs, grad, softcap, backend)
+
+
+@pytest.mark.parametrize("head_dim", [1, 8, 17, 20, 33, 40, 112, 200, 256])
 def test_uncommon_head_dims(head_dim, backend, device):
     """Narrower than a tensor core's tile, no multiple of 16 bytes, two parts of which one is padded, widest."""
     *inputs, grad = make_inputs(1, 2, 50, head_dim, torch.bfloat16, CAP, device)
@@ -257,6 +264,27 @@ def test_addresses_beyond_two_to_the_31_elements(backend, device):
     expected = softcap_attention(q[-1:], q[-1:], q[-1:], softcap=CAP, backend=backend)
     assert torch.equal(out[-1:], expected)
     assert (out[:-1] == 0).all()
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.3])
+def test_a_scale_may_be_zero_or_negative(scale, backend, device):
+    *inputs, grad = make_inputs(1, 2, 20, 16, torch.float32, CAP, device)
+    op = functools.partial(softcap_attention, softcap=CAP, scale=scale)
+    found, expected = (gradients(functools.partial(op, backend=b), inputs, grad) for b in (backend, "reference"))
+    for name, a, b in zip(NAMES, found, expected, strict=False):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("softcap", [CAP, 200.0, None])
+def test_a_nan_in_one_query_is_seen_in_its_row_and_in_no_other(softcap, backend, device):
+    q, k, v, grad = make_inputs(1, 1, 20, 16, torch.bfloat16, CAP, device)
+    q[0, 0, 3, 0] = torch.nan
+    out, q_grad, k_grad, v_grad = gradients(
+        lambda *t: softcap_attention(*t, softcap=softcap, backend=backend), (q, k, v), grad
+    )
+    for rows in (out, q_grad):
+        assert rows[:, :, 3].isnan().all() and rows[:, :, :3].isfinite().all() and rows[:, :, 4:].isfinite().all()
+    assert k_grad.isnan().any() and v_grad.isnan().any()
 
 
 def test_a_large_cap_is_plain_attention(backend, device):
@@ -398,6 +426,63 @@ def test_the_projection_behind_takes_the_output_without_a_copy(backend, device):
     assert out.transpose(1, 2).flatten(2).data_ptr() == out.data_ptr()
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["all keys", "key mask"])
+def test_what_was_saved_may_come_back_in_another_layout(masked, backend, device):
+    """As torch.autograd.graph.save_on_cpu(pin_memory=True) gives it back: contiguous, whatever it was."""
+    *inputs, grad = make_inputs(2, 3, 20, 16, torch.float32, CAP, device)
+    key_mask = make_key_mask(2, 20, device) if masked else None
+
+    def op(*t):
+        return softcap_attention(*t, softcap=CAP, key_mask=key_mask, backend=backend)
+
+    expected = gradients(op, inputs, grad)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t.clone(memory_format=torch.contiguous_format), lambda t: t
+    ):
+        found = gradients(op, inputs, grad)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_gradient_that_is_one_number_for_all_is_right(backend, device):
+    """As of out.sum(): expanded, all strides 0."""
+    *inputs, grad = make_inputs(2, 2, 20, 16, torch.float32, CAP, device)
+    one = torch.ones((), device=device).expand(grad.shape)
+    check(inputs, one, CAP, backend)
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (1, 2)], ids=str)
+def test_only_the_inputs_that_ask_get_a_gradient(wanted, backend, device):
+    *inputs, grad = make_inputs(1, 2, 20, 16, torch.float32, CAP, device)
+    expected = gradients(lambda *t: softcap_attention(*t, softcap=CAP, backend=backend), inputs, grad)[1:]
+    for i in wanted:
+        inputs[i].requires_grad_()
+    softcap_attention(*inputs, softcap=CAP, backend=backend).backward(grad)
+    for i, (t, e) in enumerate(zip(inputs, expected, strict=True)):
+        assert torch.equal(t.grad, e) if i in wanted else t.grad is None
+
+
+def test_the_backward_runs_nothing_for_the_log_sum_exp(backend, device):
+    """It has no gradient, so none is filled with zeros."""
+    *inputs, grad = make_inputs(1, 2, 20, 16, torch.float32, CAP, device)
+    q, k, v = (t.requires_grad_() for t in inputs)
+    out = softcap_attention(q, k, v, softcap=CAP, backend=backend)
+    with Names() as names:
+        torch.autograd.grad(out, (q, k, v), grad)
+    assert [name for name in names.seen if name != "aten::detach"] == ["locfast::softcap_attention_backward"]
+
+
+class Names(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes which operators run."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
 def test_flops_are_counted(backend, device):
     q, k, v, _ = (t.requires_grad_() for t in make_inputs(2, 3, 10, 16, torch.float32, CAP, device, keys=7))
     product = 2 * 2 * 3 * 10 * 7 * 16
@@ -458,6 +543,7 @@ def test_auto_says_why_a_bias_runs_on_a_slower_backend():
         (dict(k=torch.zeros(1, 2, 4, 8)), r"share B, H and D.*\[1, 2, 3, 8\].*\[1, 2, 4, 8\]"),
         (dict(k=torch.zeros(1, 2, 3, 6), v=torch.zeros(1, 2, 3, 6)), r"share B, H and D.*\[1, 2, 3, 6\]"),
         (dict(q=torch.zeros(2, 3, 8)), r"\[B, H, Tq, D\].*\[2, 3, 8\]"),
+        (dict(zip("qkv", torch.zeros(3, 1, 2, 3, 0), strict=True)), r"width 0.*\[1, 2, 3, 0\]"),
         (dict(v=torch.zeros(1, 2, 3, 8).bfloat16()), "one floating dtype.*float32.*bfloat16"),
         (dict(q=torch.zeros(1, 2, 3, 8).int()), "one floating dtype.*int32"),
         (dict(softcap=0.0), "positive and finite, or None.*got 0"),
@@ -475,6 +561,11 @@ def test_inputs_that_do_not_fit_are_named_with_wanted_and_found(change, message)
     inputs = dict(q=torch.zeros(1, 2, 3, 8), k=torch.zeros(1, 2, 3, 8), v=torch.zeros(1, 2, 3, 8), softcap=CAP)
     with pytest.raises(ValueError, match=message):
         softcap_attention(**(inputs | change))
+
+
+def test_a_meta_device_tells_the_shape():
+    q = torch.empty(2, 3, 5, 16, device="meta")
+    assert softcap_attention(q, q, q, softcap=CAP).shape == q.shape
 
 
 def test_too_wide_heads_are_refused_but_by_the_reference():

@@ -1,5 +1,6 @@
 """What only the Triton kernels have: tiles to choose from, two ways to a tanh, 16-byte loads, a price per launch."""
 
+import contextlib
 import time
 
 import pytest
@@ -37,6 +38,52 @@ def test_a_backward_in_one_pass_gives_right_results_too(head_dim, dtype, device,
     monkeypatch.setattr(triton, "backward_form", "one pass")
     *inputs, grad = make_inputs(2, 1, 70, head_dim, dtype, CAP, device, keys=75)
     check(inputs, grad, CAP, "triton", key_mask=make_key_mask(2, 75, device))
+
+
+def test_newer_gpus_without_warpgroup_products_take_the_tiles_of_older_ones():
+    def cut(arch):
+        return triton.tiles("backward_q", 256, torch.bfloat16, 577, arch)
+
+    assert cut(120) == cut(80) != cut(90) == cut(100)
+
+
+def test_kernels_are_launched_on_the_device_of_their_tensors(device, monkeypatch):
+    current = []
+
+    @contextlib.contextmanager
+    def device_of(tensor):
+        current.append(tensor.device)
+        yield
+        current.pop()
+
+    def watched(name):
+        launch = getattr(triton, name)
+
+        def launched(*args):
+            assert current == [args[0].device]
+            launches.append(name)
+            return launch(*args)
+
+        monkeypatch.setattr(triton, name, launched)
+
+    launches: list[str] = []
+    watched("softcap_attention")
+    watched("softcap_attention_backward")
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    *inputs, grad = make_inputs(1, 1, 16, 16, torch.float32, CAP, device)
+    gradients(lambda *t: softcap_attention(*t, softcap=CAP, backend="triton"), inputs, grad)
+    assert launches == ["softcap_attention", "softcap_attention_backward"]
+
+
+@pytest.mark.gpu
+def test_a_second_gpu_gives_what_the_first_does():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    results = []
+    for index in (0, 1):  # the first stays the current one
+        *inputs, grad = make_inputs(1, 2, 65, 64, torch.bfloat16, CAP, torch.device("cuda", index))
+        results.append(gradients(lambda *t: softcap_attention(*t, softcap=CAP, backend="triton"), inputs, grad))
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(*results, strict=True))
 
 
 def test_one_kept_key_gives_queries_and_keys_no_gradient_at_all(device):
