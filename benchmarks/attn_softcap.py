@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import _plot
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from locfast.kernels import _backend
 from locfast.kernels.softcap_attention import softcap_attention
+from locfast.kernels.softcap_attention.triton_tiles import WGMMA, Tiles, tiles_override
 
 OP = "softcap_attention"
 BACKENDS = ("triton", "cuda", "tiled", "reference")
@@ -88,9 +90,26 @@ def options() -> argparse.Namespace:
     known.add_argument("--plot", choices=("cases", "sweep"), default="cases", help="sweep: lengths 64 to 2048 as well")
     known.add_argument("--autotune", action="store_true", help="flex_attention autotuned too: minutes for every case")
     known.add_argument(
-        "--tiles", nargs="+", default=[], metavar="KERNEL:QxKxWARPSxSTAGES", help="e.g. forward:128x64x8x3: a row each"
+        "--tiles",
+        nargs="+",
+        default=[],
+        type=tiles_option,
+        metavar="KERNEL:QxKxWARPSxSTAGES[xREGISTERS]",
+        help="e.g. forward:128x64x8x3: a row each",
     )
     return known.parse_args()
+
+
+def tiles_option(text: str) -> tuple[str, dict[str, Tiles]]:
+    """What was typed, and the override it asks for."""
+    kernel, _, sizes = text.partition(":")
+    try:
+        cut = Tiles(*map(int, sizes.split("x")))
+    except (TypeError, ValueError):
+        cut = None
+    if cut is None or kernel not in WGMMA:
+        raise argparse.ArgumentTypeError(f"{text!r}: want e.g. forward:128x64x8x3, of one of {', '.join(WGMMA)}")
+    return text, {kernel: cut}
 
 
 def in_order_of_worth(cases: list[str], contenders: list[Contender]) -> list[tuple[str, list[Contender]]]:
@@ -194,7 +213,7 @@ def present(bench: Bench, args: argparse.Namespace, dtype: torch.dtype) -> list[
     return found
 
 
-def ours(device: torch.device, dtype: torch.dtype, tiles: list[str]) -> list[Contender]:
+def ours(device: torch.device, dtype: torch.dtype, tiles: list[tuple[str, dict[str, Tiles]]]) -> list[Contender]:
     """locfast's backends, and the forms of its Triton kernels that are not the default."""
     calls = {name: functools.partial(softcap_attention, backend=name) for name in BACKENDS}
     found = [Contender(f"locfast {name}", call) for name, call in calls.items()]
@@ -202,28 +221,14 @@ def ours(device: torch.device, dtype: torch.dtype, tiles: list[str]) -> list[Con
         return found
     from locfast.kernels.softcap_attention import triton
 
-    variants: dict[str, dict[str, Any]] = {"polynomial": {"bf16_tanh": "polynomial"}} if dtype == torch.bfloat16 else {}
-    for asked in tiles:
-        kernel, _, sizes = asked.partition(":")
-        cut = triton.Tiles(*map(int, sizes.split("x")))
-        variants[asked] = {"tiles_override": {kernel: cut}}
-    for name, values in variants.items():
-        found.append(
-            Contender(f"locfast triton, {name}", calls["triton"], None, functools.partial(_set, triton, values))
-        )
-    return found
-
-
-@contextlib.contextmanager
-def _set(module: Any, values: dict[str, Any]) -> Iterator[None]:
-    before = {name: getattr(module, name) for name in values}
-    try:
-        for name, value in values.items():
-            setattr(module, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(module, name, value)
+    variants = {"one pass": functools.partial(mock.patch.object, triton, "backward_form", "one pass")}
+    if dtype == torch.bfloat16:
+        variants["polynomial"] = functools.partial(mock.patch.object, triton, "bf16_tanh", "polynomial")
+    for asked, override in tiles:
+        variants[asked] = functools.partial(mock.patch.dict, tiles_override, override)
+    return found + [
+        Contender(f"locfast triton, {name}", calls["triton"], None, setting) for name, setting in variants.items()
+    ]
 
 
 def _is_wanted(name: str, asked: list[str] | None) -> bool:

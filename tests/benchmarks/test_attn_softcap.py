@@ -1,3 +1,4 @@
+import argparse
 import json
 import os
 import subprocess
@@ -52,6 +53,35 @@ def test_what_decides_a_target_is_measured_first():
     measured = [(name, one.name) for name, who in steps for one in who]
     assert len(set(measured)) == len(measured)
     assert set(measured) >= {(case, one.name) for case in attn_softcap.CASES for one in contenders}
+
+
+def test_every_form_that_is_asked_for_holds_while_its_row_is_measured_and_no_longer():
+    pytest.importorskip("triton")
+    from locfast.kernels.softcap_attention import triton
+
+    def state():
+        return triton.backward_form, triton.bf16_tanh, triton.tiles("forward", 64, torch.bfloat16, 577, 90)
+
+    default = state()
+    asked = attn_softcap.tiles_option("forward:32x32x4x1")
+    found = attn_softcap.ours(torch.device("cuda"), torch.bfloat16, [asked])
+    held = {}
+    for one in found:
+        with one.setting():
+            held[one.name] = state()
+    form, tanh, tiles = default
+    assert {name: now for name, now in held.items() if now != default} == {
+        "locfast triton, one pass": ("one pass", tanh, tiles),
+        "locfast triton, polynomial": (form, "polynomial", tiles),
+        "locfast triton, forward:32x32x4x1": (form, tanh, triton.Tiles(32, 32, 4, 1)),
+    }
+    assert state() == default
+
+
+@pytest.mark.parametrize("text", ["forwards:32x32x4x1", "forward:32x32", "forward", "forward:axbxcxd"])
+def test_tiles_that_make_no_sense_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="want e.g. forward:128x64x8x3"):
+        attn_softcap.tiles_option(text)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,13 @@
 import argparse
 import json
+import statistics
 import sys
+import time
 
+import _harness
 import pytest
 import torch
-from _harness import SMOKE_RESULTS, Bench, command
+from _harness import SMOKE_RESULTS, Bench, command, gpu_times
 
 ARGUMENTS = {"device": "cpu", "budget": float("inf"), "smoke": True}
 
@@ -73,6 +76,46 @@ def test_command_is_what_to_type_without_where_this_run_wrote(monkeypatch):
     typed = ["/anywhere/benchmarks/x.py", "--only", "locfast", "--out", "/somewhere", "--budget=3", "--smoke"]
     monkeypatch.setattr(sys, "argv", typed)
     assert command() == "python benchmarks/x.py --only locfast --smoke"
+
+
+def test_a_gpus_time_is_of_the_run_alone_and_behind_a_flush(monkeypatch):
+    clock, seen = 0.0, []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = clock
+            seen.append("mark")
+
+        def elapsed_time(self, end):
+            return end.at - self.at
+
+    def run():
+        nonlocal clock
+        clock += 4.0
+        seen.append("run")
+
+    monkeypatch.setattr(_harness, "FLUSH_BYTES", 16)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: seen.append("wait"))
+    times = gpu_times(run, torch.device("cpu"))
+    assert times == [4.0] * 25
+    assert seen[-77:] == ["wait", *["mark", "run", "mark"] * 25, "wait"]
+
+
+@pytest.mark.gpu
+def test_what_the_host_takes_to_launch_is_not_timed():
+    x = torch.zeros(16, device="cuda")
+
+    def slow_to_launch():
+        end = time.perf_counter() + 2e-4
+        while time.perf_counter() < end:
+            pass
+        x.add_(1)
+
+    assert statistics.median(gpu_times(slow_to_launch, x.device)) < 0.05
 
 
 def test_rate_is_the_amount_over_the_median(bench):
