@@ -63,6 +63,31 @@ class DeviceWarp {
     *reinterpret_cast<Value*>(shared_ + offset) = value;
   }
 
+  // A word of global memory that no one writes meanwhile, or zero. Predicated: the compiler would branch around each.
+  LOCFAST_BODY static uint32_t load_word(const void* from, bool present) {
+    uint32_t word;
+    asm("{\n"
+        "  .reg .pred p;\n"
+        "  setp.ne.s32 p, %2, 0;\n"
+        "  mov.b32 %0, 0;\n"
+        "  @p ld.global.nc.b32 %0, [%1];\n"
+        "}"
+        : "=r"(word)
+        : "l"(from), "r"(static_cast<int>(present)));
+    return word;
+  }
+  LOCFAST_BODY static void store_word(void* to, uint32_t word, bool present) {
+    asm volatile("{\n"
+                 "  .reg .pred p;\n"
+                 "  setp.ne.s32 p, %2, 0;\n"
+                 "  @p st.global.b32 [%0], %1;\n"
+                 "}"
+                 :
+                 : "l"(to), "r"(word), "r"(static_cast<int>(present))
+                 : "memory");
+  }
+
+  // What a warp does together is volatile, so that nothing of it is moved to where the warp has parted.
   // Four 8 x 8 matrices of 16-bit elements from shared memory; lanes 8i to 8i + 7 name the rows of matrix i.
   template <bool kTransposed, class Offset>
   LOCFAST_BODY void load_matrices(Registers<Array<uint32_t, 4>>& to, Offset offset) const {
@@ -85,7 +110,7 @@ class DeviceWarp {
   template <int N>
   LOCFAST_BODY void transpose(Registers<Array<uint32_t, N>>& to, int index, const Registers<Array<uint32_t, N>>& from,
                               int from_index) const {
-    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(to.value[index]) : "r"(from.value[from_index]));
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(to.value[index]) : "r"(from.value[from_index]));
   }
 
   // sum tile `tile` [16, 8] += a block `block` [16, 16] x b tile `half` [16, 8].
@@ -96,12 +121,12 @@ class DeviceWarp {
     const uint32_t* left = a.value.value + 4 * block;
     const uint32_t* right = b.value.value + 2 * half;
     if constexpr (std::is_same_v<T, BFloat16>) {
-      asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
           "{%0, %1, %2, %3};"
           : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
           : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
     } else {
-      asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
           "{%0, %1, %2, %3};"
           : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
           : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));

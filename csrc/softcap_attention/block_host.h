@@ -117,6 +117,13 @@ class HostWarp {
     *reinterpret_cast<Value*>(memory_.write(offset, index_)) = value;
   }
 
+  static uint32_t load_word(const void* from, bool present) {
+    return present ? *static_cast<const uint32_t*>(from) : 0u;
+  }
+  static void store_word(void* to, uint32_t word, bool present) {
+    if (present) *static_cast<uint32_t*>(to) = word;
+  }
+
   // Lane l gets elements 2 (l % 4) and the next of row l / 4 of each matrix; transposed, of column l / 4.
   template <bool kTransposed, class Offset>
   void load_matrices(Registers<Array<uint32_t, 4>>& to, Offset offset) const {

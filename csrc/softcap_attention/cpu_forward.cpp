@@ -12,7 +12,7 @@ template <typename T>
 void run(const ForwardArguments<T>& arguments, Softmax softmax, Tanh tanh) {
   std::atomic<const char*> fault = nullptr;
   with_width(arguments.shape.head_dim, [&](auto width) {
-    with_arithmetic<T>(softmax, tanh, [&](auto softmax, auto tanh) {
+    with_arithmetic<T, width()>(softmax, tanh, [&](auto softmax, auto tanh) {
       torch::stable::parallel_for(0, arguments.walk.blocks, 1, [&](int64_t begin, int64_t end) {
         HostBlock block(arguments.walk.warps, arguments.walk.shared_bytes);
         for (int64_t index = begin; index < end; ++index) {

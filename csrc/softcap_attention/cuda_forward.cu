@@ -33,7 +33,7 @@ const char* find_limits(Limits& limits) {
 template <typename T>
 const char* run(const ForwardArguments<T>& arguments, Softmax softmax, Tanh tanh, void* stream) {
   return with_width(arguments.shape.head_dim, [&](auto width) {
-    return with_arithmetic<T>(softmax, tanh, [&](auto softmax, auto tanh) {
+    return with_arithmetic<T, width()>(softmax, tanh, [&](auto softmax, auto tanh) {
       return launch(forward_kernel<T, width(), softmax(), tanh()>, arguments, stream);
     });
   });

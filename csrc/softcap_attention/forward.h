@@ -122,12 +122,12 @@ LOCFAST_BODY void finish_rows(const Warp& warp, ForwardState<Warp, kD>& state, c
     LOCFAST_UNROLL
     for (int half = 0; half < 2; ++half) {
       const float sum = state.sum[lane][half];
-      factors[lane][half] = sum > 0.0f ? 1.0f / sum : 0.0f;
+      factors[lane][half] = sum == 0.0f ? 0.0f : 1.0f / sum;  // the sum of a row with NaN is NaN, and stays it
       const int row = first + row_of(lane, half);
       if (lane % 4 != 0 || row >= out.count) continue;
       const float origin = kSoftmax == Softmax::kBounded ? a.cap.shift : state.maximum[lane][half];
       const float lse = origin * (1.0f / kLog2E) + Math::log(sum);
-      a.lse[int64_t{pair} * out.count + row] = sum > 0.0f ? lse : INFINITY;  // exp(s - lse) is then zero for every s
+      a.lse[int64_t{pair} * out.count + row] = sum == 0.0f ? INFINITY : lse;  // exp(s - lse) is then zero for every s
     }
   });
   store_sums<kD>(warp, out, first, a.shape.head_dim, state.out, factors);

@@ -48,8 +48,8 @@ auto with_width(int head_dim, Body body) {
 }
 
 // What forward kernels there are: fp16 has a running maximum and an accurate tanh; bf16 has the hardware's tanh, and,
-// where the cap bounds the logits, a polynomial to choose.
-template <typename T, class Body>
+// where the cap bounds the logits and heads are narrow, a polynomial to choose.
+template <typename T, int kD, class Body>
 auto with_arithmetic(Softmax softmax, Tanh tanh, Body body) {
   using Bounded = std::integral_constant<Softmax, Softmax::kBounded>;
   using Online = std::integral_constant<Softmax, Softmax::kOnline>;
@@ -58,8 +58,10 @@ auto with_arithmetic(Softmax softmax, Tanh tanh, Body body) {
   } else {
     using Hardware = std::integral_constant<Tanh, Tanh::kHardware>;
     if (softmax == Softmax::kOnline) return body(Online{}, Hardware{});
-    if (tanh == Tanh::kHardware) return body(Bounded{}, Hardware{});
-    return body(Bounded{}, std::integral_constant<Tanh, Tanh::kPolynomial>{});
+    if constexpr (kD <= kWidestPolynomial) {
+      if (tanh == Tanh::kPolynomial) return body(Bounded{}, std::integral_constant<Tanh, Tanh::kPolynomial>{});
+    }
+    return body(Bounded{}, Hardware{});
   }
 }
 

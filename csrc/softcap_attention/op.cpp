@@ -128,6 +128,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
                                    bool polynomial) {
   const Shape shape = check_shapes(q, k, v, key_mask);
   const Cap cap = check_cap(softcap, scale);
+  check(!polynomial || shape.head_dim <= kWidestPolynomial, "head dim ", shape.head_dim,
+        ": the polynomial tanh is there up to ", kWidestPolynomial);
   Tensor out = empty_like_rows(q);
   Tensor lse = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, ScalarType::Float);
   execute(q, [&](auto* type, auto run) {

@@ -15,7 +15,7 @@ using torch::stable::Tensor;
 // natural log-sum-exp of the capped logits, lse [B, H, Tq] fp32, +inf for a row with no kept key.
 // shared_bytes: the most shared memory that a block may take, below the device's own limit; 0: that limit. With less,
 // keys stream through shared memory. polynomial: tanh as a polynomial where a warp's logits are within the cap (bf16
-// with a cap of 80 or less).
+// with a cap of 80 or less, head dims up to 80).
 std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v, std::optional<double> softcap,
                                    double scale, const std::optional<Tensor>& key_mask, int64_t shared_bytes,
                                    bool polynomial);

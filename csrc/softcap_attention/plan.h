@@ -73,13 +73,13 @@ Walk plan_walk(int64_t pairs, int rows, int columns, const Limits& limits, Chunk
 // Rows are queries, columns keys with their mask bits: the forward, and the backward's first kernel.
 inline Walk plan_queries(const Shape& shape, int width, const Limits& limits) {
   return plan_walk(int64_t{shape.batch} * shape.heads, shape.queries, shape.keys, limits,
-                   [&](int chunk) -> int64_t { return 2 * chunk * row_bytes(width) + mask_bytes(chunk); }, 0);
+                   [&](int chunk) { return int64_t{2} * chunk * row_bytes(width) + mask_bytes(chunk); }, 0);
 }
 
 // Rows are keys, columns queries with their statistics: the backward's second kernel.
 inline Walk plan_keys(const Shape& shape, int width, const Limits& limits) {
   return plan_walk(int64_t{shape.batch} * shape.heads, shape.keys, shape.queries, limits,
-                   [&](int chunk) -> int64_t { return chunk * (2 * row_bytes(width) + kStatisticBytes); },
+                   [&](int chunk) { return int64_t{chunk} * (2 * row_bytes(width) + kStatisticBytes); },
                    warp_bytes(width, false));
 }
 

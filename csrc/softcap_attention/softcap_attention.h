@@ -124,6 +124,9 @@ enum class Tanh {
   kAccurate,    // absolute and relative error 2e-7: fp16, where 11 bits would show
 };
 
+// The widest heads with a polynomial to choose: wider ones have too many products a score for the tanh to matter.
+constexpr int kWidestPolynomial = 80;
+
 // Odd, degree 9; error 2.8e-6 for |x| <= 1 (minimax, fitted here).
 LOCFAST_BODY float polynomial_tanh(float x) {
   const float u = x * x;

@@ -81,8 +81,8 @@ LOCFAST_BODY void load_operand(const Warp& warp, Operand<Warp, kD>& to, const Ro
       const T* from = rows.row(row);
       LOCFAST_UNROLL
       for (int i = half; i < kD / 4; i += 2) {
-        const int column = 8 * (i / 2) + 2 * (lane % 4);
-        to[lane][i] = present && column < head_dim ? *reinterpret_cast<const uint32_t*>(from + column) : 0u;
+        const int tile = i / 2;  // of 8 columns, present or not for all lanes
+        to[lane][i] = Warp::load_word(from + column_of(lane, 4 * tile), present && 8 * tile < head_dim);
       }
     }
   });
@@ -102,11 +102,10 @@ LOCFAST_BODY void store_sums(const Warp& warp, const Rows<T>& rows, int first, i
       const float factor = factors[lane][half];
       LOCFAST_UNROLL
       for (int tile = 0; tile < kD / 8; ++tile) {
-        const int column = column_of(lane, 4 * tile);
-        if (column >= head_dim) continue;
         const Array<float, kD / 2>& values = sums[lane];
-        *reinterpret_cast<uint32_t*>(to + column) = Warp::template pack<T>(
-            values[4 * tile + 2 * half] * factor, values[4 * tile + 2 * half + 1] * factor);
+        const uint32_t word = Warp::template pack<T>(values[4 * tile + 2 * half] * factor,
+                                                     values[4 * tile + 2 * half + 1] * factor);
+        Warp::store_word(to + column_of(lane, 4 * tile), word, 8 * tile < head_dim);
       }
     }
   });
