@@ -190,6 +190,7 @@ class DeviceBlock {
     extern __shared__ __align__(16) char dynamic_shared[];
     shared_ = dynamic_shared;
     window_ = static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_shared));
+    warp_ = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kLanes, 0);  // so the compiler knows that lanes agree
   }
 
   // Volatile, so that what follows from it is made again where it is needed and does not fill registers meanwhile.
@@ -208,7 +209,7 @@ class DeviceBlock {
   template <class Body>
   LOCFAST_BODY void each_warp(Body body) const {
     const DeviceWarp warp(shared_, window_);
-    body(warp, static_cast<int>(threadIdx.x) / kLanes);
+    body(warp, warp_);
   }
   LOCFAST_BODY void sync() const { __syncthreads(); }
 
@@ -234,6 +235,7 @@ class DeviceBlock {
  private:
   char* shared_;
   uint32_t window_;
+  int warp_;
 };
 
 }  // namespace locfast::softcap_attention
