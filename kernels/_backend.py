@@ -156,11 +156,13 @@ def absent(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def triton_probe(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Probe of Triton kernels in fp32, bf16 and fp16: on a GPU, or on the CPU with TRITON_INTERPRET=1."""
+    """Probe of Triton kernels in fp32, bf16 and fp16: on a GPU from sm_80 on, or on the CPU with TRITON_INTERPRET=1."""
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"no {str(dtype).removeprefix('torch.')}"
     if device.type != "cuda" and not (device.type == "cpu" and interpreting()):
         return f"needs a CUDA device, tensors are on {device.type}"
+    if device.type == "cuda" and _capability(device) < (8, 0):
+        return "needs compute capability 8.0 or newer"
     return _triton_failure()
 
 
@@ -176,6 +178,12 @@ def cuda_probe(device: torch.device, dtype: torch.dtype) -> str | None:
 def interpreting() -> bool:
     """Whether Triton kernels run in its CPU interpreter."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    """Of a GPU; where there is none a new one, so that what is told of it does not depend on this machine."""
+    return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else (9, 0)
 
 
 @functools.cache

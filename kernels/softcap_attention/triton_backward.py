@@ -7,21 +7,26 @@ from .triton_tile import LOG2E, accumulate, load_parts, products, squash, store_
 
 
 @triton.jit
-def load_rows(lse_ptr, delta_ptr, row, inside, CHECK: tl.constexpr):
-    """Log-sum-exp in powers of two and in two parts, and delta. The second part is zero but for fp32 inputs."""
-    if CHECK:
-        lse = tl.load(lse_ptr + row, mask=inside, other=float("inf"))  # no weight for rows outside
-        delta = tl.load(delta_ptr + row, mask=inside, other=0.0)
-    else:
-        lse = tl.load(lse_ptr + row)
-        delta = tl.load(delta_ptr + row)
+def sum_of_products(g0, g1, out0, out1, D1: tl.constexpr):
+    """Delta: grad * out, summed over each row's head."""
+    delta = tl.sum(g0.to(tl.float32) * out0.to(tl.float32), 1)
+    if D1 > 0:
+        delta += tl.sum(g1.to(tl.float32) * out1.to(tl.float32), 1)
+    return delta
+
+
+@triton.jit
+def load_lse(lse_ptr, row, inside, CHECK: tl.constexpr):
+    """Log-sum-exp in powers of two and in two parts, of which the second is zero but for fp32 inputs."""
+    no_weight = float("inf")
+    lse = tl.load(lse_ptr + row, mask=inside, other=no_weight) if CHECK else tl.load(lse_ptr + row)
     lse *= LOG2E
     first = lse.to(tl.float32)
     second = tl.zeros_like(first)
     if lse.dtype == tl.float64:
         finite = tl.where(lse < float("inf"), lse, 0.0)
         second = (finite - finite.to(tl.float32).to(tl.float64)).to(tl.float32)
-    return first, second, delta
+    return first, second
 
 
 @triton.jit
@@ -135,11 +140,9 @@ def _backward_q_kernel(
     q0, q1 = load_parts(q_ptr, row, q_token * ALIGN, inside, True, D, D0, D1)
     g0, g1 = load_parts(grad_ptr, row, grad_token * ALIGN, inside, True, D, D0, D1)
     out0, out1 = load_parts(out_ptr, row, out_token, inside, True, D, D0, D1)
-    delta = tl.sum(g0.to(tl.float32) * out0.to(tl.float32), 1)
-    if D1 > 0:
-        delta += tl.sum(g1.to(tl.float32) * out1.to(tl.float32), 1)
+    delta = sum_of_products(g0, g1, out0, out1, D1)
     tl.store(delta_ptr + row, delta, mask=inside)
-    lse, lse_rest, _ = load_rows(lse_ptr, delta_ptr, row, inside, True)
+    lse, lse_rest = load_lse(lse_ptr, row, inside, True)
     acc0, acc1 = zeros_parts(BLOCK_Q, D0, D1)
     full = TK // BLOCK_K * BLOCK_K
     for start in range(0, full, BLOCK_K):
@@ -168,7 +171,8 @@ def _backward_kv_queries(
     inside = row < TQ
     q0, q1 = load_parts(q_ptr, row, q_stride, inside, CHECK, D, D0, D1)
     g0, g1 = load_parts(grad_ptr, row, grad_stride, inside, CHECK, D, D0, D1)
-    lse, lse_rest, delta = load_rows(lse_ptr, delta_ptr, row, inside, CHECK)
+    lse, lse_rest = load_lse(lse_ptr, row, inside, CHECK)
+    delta = tl.load(delta_ptr + row, mask=inside, other=0.0) if CHECK else tl.load(delta_ptr + row)
     weights, gradients = score_gradients(
         k0, k1, q0, q1, v0, v1, g0, g1, lse[None, :], lse_rest[None, :], delta[None, :], scale, cap, D1, TANH, PRECISION
     )

@@ -7,7 +7,7 @@ where it fits) by one program in one order: no other program adds to it, so resu
 import triton
 import triton.language as tl
 
-from .triton_backward import load_rows, or_zero_for_one_key, score_gradients
+from .triton_backward import load_lse, or_zero_for_one_key, score_gradients, sum_of_products
 from .triton_tile import accumulate, load_parts, store_parts, which_kept, zeros_parts
 
 
@@ -33,7 +33,8 @@ def _one_pass_queries(
     inside = row < TQ
     q0, q1 = load_parts(q_ptr, row, q_stride, inside, CHECK, D, D0, D1)
     g0, g1 = load_parts(grad_ptr, row, grad_stride, inside, CHECK, D, D0, D1)
-    lse, lse_rest, delta = load_rows(lse_ptr, delta_ptr, row, inside, CHECK)
+    lse, lse_rest = load_lse(lse_ptr, row, inside, CHECK)
+    delta = tl.load(delta_ptr + row, mask=inside, other=0.0) if CHECK else tl.load(delta_ptr + row)
     weights, gradients = score_gradients(
         k0, k1, q0, q1, v0, v1, g0, g1, lse[None, :], lse_rest[None, :], delta[None, :], scale, cap, D1, TANH, PRECISION
     )
@@ -116,10 +117,7 @@ def _backward_one_pass_kernel(
         inside = row < TQ
         g0, g1 = load_parts(grad_ptr, row, grad_token, inside, True, D, D0, D1)
         out0, out1 = load_parts(out_ptr, row, out_token, inside, True, D, D0, D1)
-        delta = tl.sum(g0.to(tl.float32) * out0.to(tl.float32), 1)
-        if D1 > 0:
-            delta += tl.sum(g1.to(tl.float32) * out1.to(tl.float32), 1)
-        tl.store(delta_ptr + row, delta, mask=inside)
+        tl.store(delta_ptr + row, sum_of_products(g0, g1, out0, out1, D1), mask=inside)
     tl.debug_barrier()  # other threads of this program read what was written here
     if HAS_MASK:
         logit_scale = or_zero_for_one_key(logit_scale, mask_ptr, TK)

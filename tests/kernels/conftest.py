@@ -1,4 +1,8 @@
 import pytest
+import torch
+
+from locfast.kernels import _backend
+from locfast.kernels.softcap_attention import tiled
 
 from .interpreter import mend_interpreter
 
@@ -11,3 +15,17 @@ def _strict_memory(poisoned_memory):
 @pytest.fixture(autouse=True)
 def _right_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     mend_interpreter(monkeypatch)
+
+
+@pytest.fixture(params=["tiled", "triton"])
+def backend(request, device) -> str:
+    """Every backend with a backward of its own, but the compiled one, which has a file of tests of its own."""
+    if request.param == "triton" and (reason := _backend.triton_probe(device, torch.float32)):
+        pytest.skip(reason)
+    return request.param
+
+
+@pytest.fixture(params=["one block", "several blocks"])
+def blocks(request, monkeypatch):
+    if request.param == "several blocks":
+        monkeypatch.setattr(tiled, "MAX_BLOCK_SCORES", 1)  # then blocks have 16 rows, the least

@@ -87,6 +87,11 @@ def test_fused_kernels_refuse_dtypes_they_do_not_have():
     assert "float64" in str(_backend.cuda_probe(CPU, torch.float64))
 
 
+def test_triton_leaves_gpus_before_ampere_to_plain_pytorch(monkeypatch):
+    monkeypatch.setattr(_backend, "_capability", lambda device: (7, 5))
+    assert _backend.triton_probe(GPU, torch.float16) == "needs compute capability 8.0 or newer"
+
+
 def test_describe_names_every_op():
     described = _backend.describe("cpu")
     assert described["mask_embeddings"] == "reference (no CUDA device)"

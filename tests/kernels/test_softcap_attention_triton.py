@@ -9,7 +9,7 @@ import torch
 from locfast.kernels import _backend
 from locfast.kernels.softcap_attention import softcap_attention
 
-from .test_softcap_attention import CAP, check, gradients, make_inputs, make_key_mask
+from .attention_checks import CAP, check, gradients, make_inputs, make_key_mask
 
 if reason := _backend.triton_probe(torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.float32):
     pytest.skip(reason, allow_module_level=True)
