@@ -28,7 +28,7 @@ MAX_EXPONENTIAL_CAP = 256.0
 """fp16 caps up to here: an absolute error of 1.2e-7 in tanh is one of 3e-5 in a logit, an eighth of fp16's rounding."""
 
 backward_form = "two kernels"
-"""two kernels (seven products, a program for every block) or one pass (five products, a program for every head)."""
+"""two kernels (eight products, a program for every block) or one pass (five, a program for every head; less exact)."""
 bf16_tanh = "hardware"
 """hardware or polynomial: how bf16 takes its tanh."""
 

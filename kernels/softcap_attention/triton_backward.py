@@ -30,11 +30,11 @@ def load_lse(lse_ptr, row, inside, CHECK: tl.constexpr):
 
 
 @triton.jit
-def score_gradients(
+def weigh(
     a0, a1, b0, b1, g0, g1, h0, h1, lse, lse_rest, delta, scale, cap,
     D1: tl.constexpr, TANH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Weights and gradients of the raw scores (but for the logit scale) of a tile a b^T, with products g h^T.
+    """Weights p of a tile of scores a b^T, g h^T - delta, and the cap's slope: the scores' gradient is their product.
 
     Rows may be queries or keys; lse (in powers of two) and delta come ready to broadcast along the other side.
     """
@@ -43,10 +43,10 @@ def score_gradients(
     if a0.dtype == tl.float32:
         exponent -= lse_rest
     weights = tl.exp2(exponent)
-    gradients = weights * (products(g0, g1, h0, h1, D1, PRECISION) - delta)
-    if TANH != "none":
-        gradients *= 1.0 - x * x  # of tanh, before any masking: a tanh is computed once
-    return weights, gradients
+    above = products(g0, g1, h0, h1, D1, PRECISION) - delta
+    # The slope is taken before any masking, and from the tanh that is there: one is computed, not two.
+    slope = tl.full(x.shape, 1.0, tl.float32) if TANH == "none" else 1.0 - x * x
+    return weights, above, slope
 
 
 @triton.jit
@@ -61,21 +61,26 @@ def or_zero_for_one_key(logit_scale, mask_ptr, TK):
 
 @triton.jit
 def _backward_q_keys(
-    acc0, acc1, q0, q1, g0, g1, lse, lse_rest, delta, k_ptr, v_ptr, mask_ptr, start, TK, k_stride, v_stride, scale, cap,
-    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK: tl.constexpr, TANH: tl.constexpr,
-    HAS_MASK: tl.constexpr, CHECK: tl.constexpr, PRECISION: tl.constexpr,
+    acc0, acc1, slope0, slope1, lacking, q0, q1, g0, g1, lse, lse_rest, delta, k_ptr, v_ptr, mask_ptr, start, TK,
+    k_stride, v_stride, scale, cap, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK: tl.constexpr,
+    TANH: tl.constexpr, CORRECT: tl.constexpr, HAS_MASK: tl.constexpr, CHECK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add what BLOCK keys from `start` give to the gradient of a block of queries."""
+    """Add what BLOCK keys from `start` give to a block of queries: gradients, what delta lacks, and weighted slopes."""
     key = start + tl.arange(0, BLOCK)
     kept = which_kept(mask_ptr, key, TK, HAS_MASK)
     k0, k1 = load_parts(k_ptr, key, k_stride, kept, CHECK or HAS_MASK, D, D0, D1)
     v0, v1 = load_parts(v_ptr, key, v_stride, kept, CHECK or HAS_MASK, D, D0, D1)
-    _, gradients = score_gradients(
+    weights, above, slope = weigh(
         q0, q1, k0, k1, g0, g1, v0, v1, lse[:, None], lse_rest[:, None], delta[:, None], scale, cap, D1, TANH, PRECISION
     )
     if CHECK or HAS_MASK:
-        gradients = tl.where(kept[None, :], gradients, 0.0)
-    return accumulate(gradients.to(k0.dtype), k0, k1, acc0, acc1, D1, PRECISION)
+        weights = tl.where(kept[None, :], weights, 0.0)
+    above *= weights
+    if CORRECT:
+        lacking += tl.sum(above, 1)
+        slope0, slope1 = accumulate((weights * slope).to(k0.dtype), k0, k1, slope0, slope1, D1, PRECISION)
+    acc0, acc1 = accumulate((above * slope).to(k0.dtype), k0, k1, acc0, acc1, D1, PRECISION)
+    return acc0, acc1, slope0, slope1, lacking
 
 
 @triton.jit
@@ -141,20 +146,26 @@ def _backward_q_kernel(
     g0, g1 = load_parts(grad_ptr, row, grad_token * ALIGN, inside, True, D, D0, D1)
     out0, out1 = load_parts(out_ptr, row, out_token, inside, True, D, D0, D1)
     delta = sum_of_products(g0, g1, out0, out1, D1)
-    tl.store(delta_ptr + row, delta, mask=inside)
     lse, lse_rest = load_lse(lse_ptr, row, inside, True)
     acc0, acc1 = zeros_parts(BLOCK_Q, D0, D1)
+    # `out` was rounded, which the gradients of peaked rows would show: they are small differences of large products.
+    # Weights sum to 1, so what delta lacks is the mean of all that lies above it; it enters by the weighted slopes.
+    slope0, slope1 = zeros_parts(BLOCK_Q, D0, D1)
+    lacking = tl.zeros((BLOCK_Q,), tl.float32)
+    CORRECT: tl.constexpr = q_ptr.dtype.element_ty != tl.float32
     full = TK // BLOCK_K * BLOCK_K
     for start in range(0, full, BLOCK_K):
-        acc0, acc1 = _backward_q_keys(
-            acc0, acc1, q0, q1, g0, g1, lse, lse_rest, delta, k_ptr, v_ptr, mask_ptr, start, TK, k_token, v_token,
-            scale, cap, D, D0, D1, BLOCK_K, TANH, HAS_MASK, False, PRECISION,
+        acc0, acc1, slope0, slope1, lacking = _backward_q_keys(
+            acc0, acc1, slope0, slope1, lacking, q0, q1, g0, g1, lse, lse_rest, delta, k_ptr, v_ptr, mask_ptr,
+            start, TK, k_token, v_token, scale, cap, D, D0, D1, BLOCK_K, TANH, CORRECT, HAS_MASK, False, PRECISION,
         )  # fmt: skip
     if TAIL > 0:
-        acc0, acc1 = _backward_q_keys(
-            acc0, acc1, q0, q1, g0, g1, lse, lse_rest, delta, k_ptr, v_ptr, mask_ptr, full, TK, k_token, v_token,
-            scale, cap, D, D0, D1, TAIL, TANH, HAS_MASK, True, PRECISION,
+        acc0, acc1, slope0, slope1, lacking = _backward_q_keys(
+            acc0, acc1, slope0, slope1, lacking, q0, q1, g0, g1, lse, lse_rest, delta, k_ptr, v_ptr, mask_ptr,
+            full, TK, k_token, v_token, scale, cap, D, D0, D1, TAIL, TANH, CORRECT, HAS_MASK, True, PRECISION,
         )  # fmt: skip
+    acc0, acc1 = acc0 - lacking[:, None] * slope0, acc1 - lacking[:, None] * slope1
+    tl.store(delta_ptr + row, delta + lacking, mask=inside)
     if HAS_MASK:
         logit_scale = or_zero_for_one_key(logit_scale, mask_ptr, TK)
     store_parts(q_grad_ptr, row, out_token, acc0 * logit_scale, acc1 * logit_scale, inside, D, D0, D1)
@@ -173,11 +184,11 @@ def _backward_kv_queries(
     g0, g1 = load_parts(grad_ptr, row, grad_stride, inside, CHECK, D, D0, D1)
     lse, lse_rest = load_lse(lse_ptr, row, inside, CHECK)
     delta = tl.load(delta_ptr + row, mask=inside, other=0.0) if CHECK else tl.load(delta_ptr + row)
-    weights, gradients = score_gradients(
+    weights, above, slope = weigh(
         k0, k1, q0, q1, v0, v1, g0, g1, lse[None, :], lse_rest[None, :], delta[None, :], scale, cap, D1, TANH, PRECISION
     )
     v_acc0, v_acc1 = accumulate(weights.to(g0.dtype), g0, g1, v_acc0, v_acc1, D1, PRECISION)
-    k_acc0, k_acc1 = accumulate(gradients.to(q0.dtype), q0, q1, k_acc0, k_acc1, D1, PRECISION)
+    k_acc0, k_acc1 = accumulate((weights * above * slope).to(q0.dtype), q0, q1, k_acc0, k_acc1, D1, PRECISION)
     return k_acc0, k_acc1, v_acc0, v_acc1
 
 

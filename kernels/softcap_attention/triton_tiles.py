@@ -37,7 +37,7 @@ WGMMA: dict[str, tuple[Candidates, ...]] = {
         (Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2)),
         (Tiles(64, 32, 4, 2),),
     ),
-    "backward_q": ((Tiles(64, 64, 4, 2),), (Tiles(64, 64, 4, 2),), (Tiles(64, 64, 4, 2),), (Tiles(64, 32, 8, 2),)),
+    "backward_q": ((Tiles(64, 64, 4, 2),), (Tiles(64, 32, 4, 2),), (Tiles(64, 32, 4, 2),), (Tiles(64, 16, 8, 2),)),
     "backward_kv": (
         (Tiles(64, 64, 4, 2),),
         (Tiles(32, 128, 8, 2), Tiles(32, 64, 4, 2)),
@@ -60,7 +60,7 @@ MMA: dict[str, tuple[Candidates, ...]] = {
         (Tiles(128, 32, 8, 2), Tiles(64, 32, 4, 2)),
         (Tiles(32, 32, 4, 2),),
     ),
-    "backward_q": ((Tiles(64, 64, 4, 2),), (Tiles(64, 32, 4, 2),), (Tiles(32, 64, 4, 2),), (Tiles(32, 32, 8, 1),)),
+    "backward_q": ((Tiles(64, 32, 4, 2),), (Tiles(32, 32, 4, 2),), (Tiles(16, 64, 4, 2),), (Tiles(32, 32, 8, 1),)),
     "backward_kv": ((Tiles(32, 64, 4, 2),), (Tiles(16, 64, 4, 2),), (Tiles(16, 128, 8, 2),), (Tiles(32, 32, 8, 1),)),
     "backward_one_pass": WGMMA["backward_one_pass"],
 }

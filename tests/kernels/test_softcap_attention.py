@@ -261,3 +261,30 @@ def test_no_images_and_no_tokens_are_no_error(batch, tokens, keys, backend, devi
     found = gradients(lambda *t: softcap_attention(*t, softcap=CAP, backend=backend), (q, k, v), grad)
     assert [t.shape for t in found] == [q.shape, q.shape, k.shape, v.shape]
     assert all((t == 0).all() for t in found)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all keys", "key mask"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("tokens", "softcap"), [(50, 80.0), (50, 200.0), (197, 200.0)])
+def test_gradients_of_peaked_rows_survive_the_rounding_of_the_output(
+    tokens, softcap, dtype, masked, backend, device, large_tiles
+):
+    """Where one weight is nearly 1, gradients are small differences of large products: grad * out is too rough."""
+    key_mask = make_key_mask(2, tokens, device) if masked else None
+    for seed in (0, tokens):
+        *inputs, grad = make_inputs(2, 1, tokens, 64, dtype, softcap, device, seed)
+        check(inputs, grad, softcap, backend, key_mask=key_mask)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_the_whole_product_of_shapes_dtypes_caps_strides_and_masks(
+    tokens, head_dim, dtype, backend, device, large_tiles
+):
+    for softcap in CAPS:
+        *inputs, grad = make_inputs(2, 1, tokens, head_dim, dtype, softcap, device, seed=tokens)
+        for stride in STRIDES.values():
+            for key_mask in (None, make_key_mask(2, tokens, device)):
+                check([stride(t) for t in inputs], stride(grad), softcap, backend, key_mask=key_mask)
