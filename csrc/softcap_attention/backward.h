@@ -1,5 +1,11 @@
 // Backward in two kernels: one walks like the forward and gives q's gradient and delta, one walks with the roles of
 // queries and keys exchanged and gives those of k and v. Nothing is added by two writers: same bits on every run.
+//
+// delta_i = sum_j weight_ij weight_grad_ij is also the sum over D of grad * out, but out has been rounded, and where
+// one key takes nearly all of a row, weight_grad - delta cancels and leaves that rounding. So the first kernel starts
+// with this estimate and sums what it lacks, as weights add up to 1:
+//     excess_i = sum_j weight_ij (weight_grad_ij - estimate_i).
+// q's gradient, linear in delta, is put right at the end; the second kernel gets estimate + excess.
 #pragma once
 
 #include "tiles.h"
@@ -12,7 +18,7 @@ struct BackwardArguments {
   const float* lse;  // [B, H, Tq]
   Mask key_mask;
   Tensor4<T> q_grad, k_grad, v_grad;
-  float* delta;  // [B, H, Tq]: sum over D of grad * out; scratch between the two kernels
+  float* delta;  // [B, H, Tq]; scratch between the two kernels
   Shape shape;
   Walk walk;
   Cap cap;
@@ -34,20 +40,22 @@ LOCFAST_BODY void multiply_rows(const Warp& warp, Registers<Warp, Array<float, 2
 }
 
 // x of one score (see Cap), the gradient of its weight, and its query's lse (in units of log 2) and delta -> its weight
-// and the gradient of its product of q and k, short of the scale. An absent pair has weight zero.
+// and the gradient of its capped logit. Returns the slope of that logit over the product of q and k, short of the
+// scale. An absent pair has weight zero.
 template <class Math>
-LOCFAST_BODY void differentiate(float& x, float& weight_grad, bool present, float lse, float delta, const Cap& cap) {
+LOCFAST_BODY float differentiate(float& x, float& weight_grad, bool present, float lse, float delta, const Cap& cap) {
   const float weight = present ? Math::exp2(fmaf(x, cap.outer, -lse)) : 0.0f;
   const float slope = fmaf(-x * x, cap.curvature, 1.0f);
-  weight_grad = weight * (weight_grad - delta) * slope;
+  weight_grad = weight * (weight_grad - delta);
   x = weight;
+  return slope;
 }
 
 template <class Warp, int kD>
 struct QueryState {
   Operand<Warp, kD> q, grad;
-  Sums<Warp, kD> q_grad;
-  Registers<Warp, Array<float, 2>> lse, delta;
+  Sums<Warp, kD> q_grad, mean_key;  // mean_key: of weight * slope * key, what q's gradient loses per unit of delta
+  Registers<Warp, Array<float, 2>> lse, delta, excess;  // delta: the estimate; excess: of a lane's own columns
 };
 
 // Keys [first, first + 16 kN) of a chunk.
@@ -66,13 +74,24 @@ LOCFAST_BODY void differentiate_keys(const Warp& warp, QueryState<Warp, kD>& sta
     const uint32_t mine = present >> 2 * (lane % 4);
     LOCFAST_UNROLL
     for (int i = 0; i < 8 * kN; ++i) {
-      differentiate<typename Warp::Math>(scores[lane][i], weight_grads[lane][i], mine >> column_of(0, i) & 1u,
-                                         state.lse[lane][half_of(i)], state.delta[lane][half_of(i)], cap);
+      const float slope = differentiate<typename Warp::Math>(
+          scores[lane][i], weight_grads[lane][i], mine >> column_of(0, i) & 1u, state.lse[lane][half_of(i)],
+          state.delta[lane][half_of(i)], cap);
+      state.excess[lane][half_of(i)] += weight_grads[lane][i];
+      weight_grads[lane][i] *= slope;
+      scores[lane][i] *= slope;
     }
   });
-  Operand<Warp, 16 * kN> score_grads;
+  Operand<Warp, 16 * kN> score_grads, sloped_weights;
   pack_operand<T, kN>(warp, score_grads, weight_grads);
-  multiply_into_columns<T, kD, kN>(warp, state.q_grad, score_grads, keys, first);
+  pack_operand<T, kN>(warp, sloped_weights, scores);
+  each_right_operand<kD, kN>(warp, keys, first, [&](int j, int block, const auto& right) {
+    LOCFAST_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      warp.template multiply<T>(state.q_grad, 2 * block + half, score_grads, j, right, half);
+      warp.template multiply<T>(state.mean_key, 2 * block + half, sloped_weights, j, right, half);
+    }
+  });
 }
 
 template <typename T, int kD, Tanh kTanh, class Block>
@@ -106,13 +125,14 @@ LOCFAST_BODY void backward_queries(Block& block, const BackwardArguments<T>& a) 
           multiply_rows<T, kD>(warp, state.delta, state.grad, state.q);
           load_operand<kD>(warp, state.q, head.rows(a.q, shape.queries), first, shape.head_dim);
           clear(warp, state.q_grad);
+          clear(warp, state.mean_key);
+          clear(warp, state.excess);
           warp.each_lane([&](int lane) {
             LOCFAST_UNROLL
             for (int half = 0; half < 2; ++half) {
               const int row = first + row_of(lane, half);
               const int64_t index = int64_t{pair} * shape.queries + row;
               state.lse[lane][half] = row < shape.queries ? a.lse[index] * kLog2E : INFINITY;
-              if (lane % 4 == 0 && row < shape.queries) a.delta[index] = state.delta[lane][half];
             }
           });
           warp.sync();
@@ -121,19 +141,34 @@ LOCFAST_BODY void backward_queries(Block& block, const BackwardArguments<T>& a) 
       [&](int tile, int half, int count) {
         each_strip(tile, [&](const Warp& warp, QueryState<Warp, kD>& state, int) {
           const int keys = half * buffer;
+          constexpr int kUnit = kD <= 80 ? 2 : 1;  // strips of keys a warp takes at once: what registers allow
           int key = 0;
-          for (; key + 32 <= count; key += 32) {
-            differentiate_keys<T, kD, 2, kTanh>(warp, state, a.cap, keys, keys + values, keys + bits, key);
+          for (; key + 16 * kUnit <= count; key += 16 * kUnit) {
+            differentiate_keys<T, kD, kUnit, kTanh>(warp, state, a.cap, keys, keys + values, keys + bits, key);
           }
-          if (key < count) {
+          if (kUnit > 1 && key < count) {
             differentiate_keys<T, kD, 1, kTanh>(warp, state, a.cap, keys, keys + values, keys + bits, key);
           }
         });
       },
       [&](int tile) {
         each_strip(tile, [&](const Warp& warp, QueryState<Warp, kD>& state, int first) {
+          warp.sum_over_rows(state.excess);
           Registers<Warp, Array<float, 2>> factors;
-          warp.each_lane([&](int lane) { factors[lane] = {a.cap.scale, a.cap.scale}; });
+          warp.each_lane([&](int lane) {
+            factors[lane] = {a.cap.scale, a.cap.scale};
+            LOCFAST_UNROLL
+            for (int half = 0; half < 2; ++half) {
+              const int row = first + row_of(lane, half);
+              if (lane % 4 != 0 || row >= shape.queries) continue;
+              a.delta[int64_t{pair} * shape.queries + row] = state.delta[lane][half] + state.excess[lane][half];
+            }
+            LOCFAST_UNROLL
+            for (int i = 0; i < kD / 2; ++i) {
+              state.q_grad[lane][i] = fmaf(-state.excess[lane][half_of(i)], state.mean_key[lane][i],
+                                           state.q_grad[lane][i]);
+            }
+          });
           store_sums<kD>(warp, head.rows(a.q_grad, shape.queries), first, shape.head_dim, state.q_grad, factors);
         });
       });

@@ -71,8 +71,9 @@ LOCFAST_BODY void differentiate_queries(const Warp& warp, KeyState<Warp, kD>& st
       const TwoStatistics two = warp.template load<TwoStatistics>(statistics + query * kStatisticBytes);
       LOCFAST_UNROLL
       for (int i = 4 * tile; i < 4 * tile + 4; ++i) {
-        differentiate<typename Warp::Math>(scores[lane][i], weight_grads[lane][i], state.present[lane][half_of(i)],
-                                           two.lse[i % 2], two.delta[i % 2], cap);
+        weight_grads[lane][i] *= differentiate<typename Warp::Math>(
+            scores[lane][i], weight_grads[lane][i], state.present[lane][half_of(i)], two.lse[i % 2], two.delta[i % 2],
+            cap);
       }
     }
   });

@@ -148,7 +148,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v,
                                             const Tensor& out, const Tensor& lse, std::optional<double> softcap,
                                             double scale, const std::optional<Tensor>& key_mask,
-                                            int64_t shared_bytes) {
+                                            int64_t shared_bytes, bool one_pass) {
   const Shape shape = check_shapes(q, k, v, key_mask);
   Cap cap = check_cap(softcap, scale);
   // The weight of a single key is 1 whatever its score: no gradient, not even the noise of two roundings.
@@ -171,8 +171,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& q,
                                    elements<const T>(v), elements<const T>(out),
                                    static_cast<const float*>(lse.data_ptr()), mask_of(key_mask), elements<T>(q_grad),
                                    elements<T>(k_grad), elements<T>(v_grad), nullptr, shape, {}, cap};
-    arguments.walk = plan_one_pass(shape, width, limits);
-    if (arguments.walk.blocks >= 0) {
+    if (one_pass && shape.keys > 0) {
+      arguments.walk = plan_one_pass(shape, width, limits);
+      check(arguments.walk.blocks >= 0, "one pass over ", shape.queries, " queries of head dim ", shape.head_dim,
+            " does not fit ", limits.block_bytes, " bytes of shared memory");
       check_plan(arguments.walk, limits);
       return run(arguments, BackwardKernel::kOnePass);
     }

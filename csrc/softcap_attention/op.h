@@ -20,9 +20,11 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
                                    double scale, const std::optional<Tensor>& key_mask, int64_t shared_bytes,
                                    bool polynomial);
 
-// grad and out like q, lse as the forward gave it  ->  the gradients of q, k and v, laid out as out is.
+// grad and out like q, lse as the forward gave it  ->  the gradients of q, k and v, laid out as out is. one_pass: one
+// kernel in place of two; less accurate (see backward_one_pass.h), and an error where a head does not fit.
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v,
                                             const Tensor& out, const Tensor& lse, std::optional<double> softcap,
-                                            double scale, const std::optional<Tensor>& key_mask, int64_t shared_bytes);
+                                            double scale, const std::optional<Tensor>& key_mask, int64_t shared_bytes,
+                                            bool one_pass);
 
 }  // namespace locfast::softcap_attention

@@ -153,10 +153,10 @@ LOCFAST_BODY void multiply_by_rows(const Warp& warp, Sums<Warp, 16 * kN>& sums, 
   }
 }
 
-// sums [16, kD] += a [16, 16 kN] x rows [first, first + 16 kN) in shared memory
-template <typename T, int kD, int kN, class Warp>
-LOCFAST_BODY void multiply_into_columns(const Warp& warp, Sums<Warp, kD>& sums, const Operand<Warp, 16 * kN>& a,
-                                        int offset, int first) {
+// Rows [first, first + 16 kN) in shared memory as right operands, each read once: multiply(row block, column block,
+// operand [16, 16]).
+template <int kD, int kN, class Warp, class Multiply>
+LOCFAST_BODY void each_right_operand(const Warp& warp, int offset, int first, Multiply multiply) {
   LOCFAST_UNROLL
   for (int j = 0; j < kN; ++j) {
     LOCFAST_UNROLL
@@ -165,10 +165,19 @@ LOCFAST_BODY void multiply_into_columns(const Warp& warp, Sums<Warp, kD>& sums, 
       warp.template load_matrices<true>(right, [&](int lane) {
         return offset + (first + lane % 16) * kRowBytes<kD> + lane / 16 * 16 + j * 16 * kRowBytes<kD> + block * 32;
       });
-      warp.template multiply<T>(sums, 2 * block, a, j, right, 0);
-      warp.template multiply<T>(sums, 2 * block + 1, a, j, right, 1);
+      multiply(j, block, right);
     }
   }
+}
+
+// sums [16, kD] += a [16, 16 kN] x rows [first, first + 16 kN) in shared memory
+template <typename T, int kD, int kN, class Warp>
+LOCFAST_BODY void multiply_into_columns(const Warp& warp, Sums<Warp, kD>& sums, const Operand<Warp, 16 * kN>& a,
+                                        int offset, int first) {
+  each_right_operand<kD, kN>(warp, offset, first, [&](int j, int block, const auto& right) {
+    warp.template multiply<T>(sums, 2 * block, a, j, right, 0);
+    warp.template multiply<T>(sums, 2 * block + 1, a, j, right, 1);
+  });
 }
 
 // Sums [16, 16 kN] rounded to 16 bits, as an A operand: the layouts agree, so no lane asks another.
