@@ -34,10 +34,30 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     """--out, --device, --budget and --smoke, which every benchmark understands; a script may add its own."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--out", type=Path, help="folder for <gpu>/<benchmark>.json (default benchmarks/results)")
-    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
     options.add_argument("--budget", type=float, default=float("inf"), help="seconds after which nothing new starts")
-    options.add_argument("--smoke", action="store_true", help="small shapes, no claim; always so on a CPU")
+    options.add_argument("--smoke", action="store_true", help="small shapes and no claim; timings on a CPU always are")
     return options
+
+
+def use(name: str) -> torch.device:
+    """The device, made the current one: events, graphs and ceilings are of that. A plain "cuda" is it already."""
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
+def _device(name: str) -> str:
+    """cpu, cuda or cuda:N that is here. Raises argparse's error for others."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{name!r} is no device; use cpu, cuda or cuda:N") from None
+    found = torch.cuda.device_count()
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= found):
+        raise argparse.ArgumentTypeError(f"{name!r} is not here: there are {found} CUDA devices; use cpu")
+    return name
 
 
 def arguments(description: str | None) -> argparse.Namespace:
@@ -49,9 +69,7 @@ class Bench:
     """One benchmark on one device. A smoke test (any run on a CPU) has small shapes, three repeats and no claim."""
 
     def __init__(self, name: str, ops: Sequence[str], args: argparse.Namespace):
-        self.device = torch.device(args.device)
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # events, graphs and ceilings are of the current device
+        self.device = use(args.device)
         self.smoke = args.smoke or self.device.type == "cpu"
         self.out = args.out or (SMOKE_RESULTS if self.smoke else RESULTS)
         self.deadline = time.monotonic() + args.budget

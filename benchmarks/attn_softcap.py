@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +69,10 @@ def main() -> None:
     cases = SMOKE if bench.smoke else CASES | (SWEEP if args.plot == "sweep" else {})
     cases = {name: shape for name, shape in cases.items() if _is_wanted(name, args.cases)}
     contenders = present(bench, args, DTYPES[dtype])
+    if not cases or not contenders:
+        asked = f"--cases {' '.join(args.cases)}" if not cases else f"--only {' '.join(args.only)}"
+        print(f"nothing to measure: no name contains what {asked} asks for", file=sys.stderr)
+        sys.exit(2)
     for name, who in in_order_of_worth(list(cases), contenders):
         run_case(bench, args, name, cases[name], dtype, who)
     bench.finish()
@@ -97,7 +103,10 @@ def options() -> argparse.Namespace:
         metavar="KERNEL:QxKxWARPSxSTAGES[xREGISTERS]",
         help="e.g. forward:128x64x8x3: a row each",
     )
-    return known.parse_args()
+    args = known.parse_args()
+    if not 0 < args.softcap < math.inf:
+        known.error(f"--softcap {args.softcap}: it bounds |logits|, so it must be positive and finite")
+    return args
 
 
 def tiles_option(text: str) -> tuple[str, dict[str, Tiles]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,6 +10,7 @@ from .. import _backend
 from . import cuda, ops, reference
 
 OP = "softcap_attention"
+LARGEST_CAP = 1e30
 MAX_HEAD_DIM = 256
 """Wider heads exist in no ViT and would not fit the fused kernels' tiles."""
 
@@ -104,9 +103,10 @@ def _check(
     if any(t.device != q.device for t in others):
         devices = ", ".join(str(t.device) for t in (q, *others))
         raise ValueError(f"softcap_attention: all tensors must be on one device, got {devices}. {_found(q, k, v)}")
-    if softcap is not None and not 0 < softcap < math.inf:  # inf * tanh(x / inf) is inf * 0
+    if softcap is not None and not 1 / LARGEST_CAP < softcap < LARGEST_CAP:
         raise ValueError(
-            f"softcap_attention: softcap must be positive and finite, or None for plain attention, got {softcap}. "
+            "softcap_attention: softcap must be positive and finite, or None for plain attention "
+            f"({1 / LARGEST_CAP:g} to {LARGEST_CAP:g}, so that fp32 holds it and its inverse), got {softcap}. "
             f"{_found(q, k, v)}"
         )
     keys = k.shape[2]

@@ -10,13 +10,17 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from .. import _backend
 from . import cuda, tiled
 from .layout import heads_inside_tokens
 
 
 def _fused(backend: str) -> ModuleType:
-    """The module of a fused backend; Triton is imported only when it is wanted."""
-    return cuda if backend == "cuda" else importlib.import_module(".triton", __package__)
+    """The module of a fused backend; Triton is imported, and the compiled library loaded, only when it is wanted."""
+    if backend == "cuda":
+        _backend.library_failure()  # loads it: a graph that was saved calls the op without choosing a backend
+        return cuda
+    return importlib.import_module(".triton", __package__)
 
 
 def _forward(

@@ -21,7 +21,7 @@ from locfast.config.base import TrainConfig
 from locfast.config.files import default_out
 from locfast.data.scenes import CLASSES, SceneSource
 from locfast.engine.precision import pick_device
-from locfast.engine.run import train
+from locfast.engine.run import check_kernels, train
 from locfast.engine.run_folder import RunFolder, load_method
 from locfast.eval.features import Labelled, backbone_features, extract, read_labelled
 from locfast.eval.labels import classes_in_patches
@@ -59,6 +59,7 @@ def run_demo(config: TrainConfig, settings: DemoProbe | None = None) -> Path:
     settings = settings or DemoProbe()
     folder = Path(config.out or default_out(config.method, config.model))
     RunFolder(folder).check(resume=config.resume, overwrite=config.overwrite)
+    check_kernels(config)
     if int(os.environ.get("RANK", "0")) != 0:  # under torchrun all ranks train, the first one probes
         return train(config)
     console, begin = Console(), time.monotonic()

@@ -65,6 +65,16 @@ def train(config: TrainConfig) -> Path:
     return folder.path
 
 
+def check_kernels(config: TrainConfig) -> None:
+    """Raise what `train` would for kernels and attention that cannot run here; for callers with work of their own."""
+    device = pick_device(config.device)
+    method = create_method(
+        config.method, method_config(config), model=config.model, pretrained=False, image_size=config.image_size, seed=0
+    )
+    with _kernels(config.kernels):
+        method.check(device, DTYPES[pick_precision(config.precision, device)])
+
+
 def resolve(config: TrainConfig, method: Method) -> TrainConfig:
     """`config` with the method's defaults where the user left a flag open."""
     defaults = method.defaults()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -11,6 +10,7 @@ from timm.models import beit, eva, vision_transformer
 from torch import Tensor, nn
 
 from locfast.errors import UserError
+from locfast.kernels.softcap_attention import LARGEST_CAP
 from locfast.models.attention import attend, relative_position_bias, timm_class
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -26,10 +26,10 @@ def set_softcap(model: Model, softcap: float | None) -> Model:
     not capped (as in the public MaskEmbed code). Raises UserError, and changes nothing, for a cap that is not positive
     and finite and for attention that locfast does not know.
     """
-    if softcap is not None and not 0 < softcap < math.inf:
+    if softcap is not None and not 1 / LARGEST_CAP < softcap < LARGEST_CAP:
         raise UserError(
-            f"a soft cap of {softcap} was asked for; it bounds |logits|, so it must be positive and finite. Type None "
-            "for plain attention."
+            f"a soft cap of {softcap} was asked for; it bounds |logits|, so it must be positive and finite (below "
+            f"{LARGEST_CAP:g}). Type None for plain attention."
         )
     attentions: list[Any] = [getattr(block, "attn", block) for block in getattr(model, "blocks", ())]
     if softcap is None:
@@ -40,10 +40,12 @@ def set_softcap(model: Model, softcap: float | None) -> Model:
         return model
     unknown = [type(attn).__name__ for attn in attentions if timm_class(attn) is None]
     if unknown or not attentions:
+        kind = f" {unknown[0]}" if unknown else ""
+        inside = " Give it the model inside: model.module." if hasattr(model, "module") else ""
         raise UserError(
-            f"a soft cap was asked for on a {type(model).__name__}, whose attention {' '.join(unknown[:1])} locfast "
-            "does not know. It knows that of timm's VisionTransformer, Eva and Beit. Load an exported model through "
-            "timm first; train another model without a cap (--maskembed.softcap None)."
+            f"a soft cap was asked for on a {type(model).__name__}, whose attention{kind} locfast does not know."
+            f"{inside} It knows that of timm's VisionTransformer, Eva and Beit. Load an export through timm first; "
+            "train another model without a cap (--maskembed.softcap None)."
         )
     for attn in attentions:
         # The class changes and the object stays, as in FSDP2: optimisers, hooks and the block go on holding it.

@@ -47,6 +47,8 @@ def uncapped_attention(
     """
     if implementation == "flash-attn":
         return _flash_attn(q, k, v, scale, bias)
+    if implementation != "sdpa":
+        raise UserError(f"attention without a cap by {implementation!r} was asked for. Type sdpa or flash-attn.")
     return F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype), scale=scale)
 
 

@@ -203,3 +203,19 @@ def test_chart_shows_time_per_head_of_an_image(tmp_path):
     assert len([part for part in drawn.iter() if part.tag.endswith("polyline")]) == 1
     assert not _plot.write([row("late", None)], tmp_path / "empty.svg")
     assert not (tmp_path / "empty.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--softcap", "-3"], "--softcap -3"),
+        (["--only", "nosuch"], "--only nosuch"),
+        (["--cases", "nosuch"], "--cases nosuch"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_in_one_message(arguments, told, tmp_path, monkeypatch, capsys):
+    options = ["attn_softcap.py", "--device", "cpu", "--smoke", "--out", str(tmp_path), *arguments]
+    monkeypatch.setattr(sys, "argv", options)
+    with pytest.raises(SystemExit, match="2"):
+        attn_softcap.main()
+    assert told in capsys.readouterr().err

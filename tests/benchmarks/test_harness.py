@@ -126,6 +126,22 @@ def test_rate_is_the_amount_over_the_median(bench):
     assert row["ms_p20"] <= row["ms"] <= row["ms_p80"]
 
 
+@pytest.mark.parametrize(("name", "made_current"), [("cuda", []), ("cuda:1", [1]), ("cpu", [])])
+def test_only_a_device_with_a_number_is_made_the_current_one(name, made_current, monkeypatch):
+    """PyTorch refuses to make a plain "cuda" current."""
+    seen = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: seen.append(device.index))
+    assert _harness.use(name).type == name.partition(":")[0]
+    assert seen == made_current
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:99", "meta"])
+def test_a_device_that_is_not_here_is_a_mistake_of_the_command_line(name, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        _harness.parser(None).parse_args(["--device", name])
+    assert f"{name!r} is" in capsys.readouterr().err
+
+
 def test_rows_are_on_disk_before_the_next_is_measured(bench):
     bench.measure("case", "forward", "first", lambda: None, lambda: None, amount=1, unit="GB/s")
     seen = []

@@ -57,6 +57,15 @@ def test_a_run_without_a_probe_has_a_report_too(run, tmp_path):
     assert "<polyline" in write_report(tmp_path).read_text()
 
 
+def test_kernels_that_cannot_run_are_told_before_the_first_probe(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    arguments = ["--steps", "2", "--device", "cpu", "--kernels", "triton", "--out", str(tmp_path / "run")]
+    with pytest.raises(UserError, match="needs a CUDA device"):
+        run_demo(parse_train(arguments), TINY)
+    assert not (tmp_path / "run").exists()
+    assert "Probing" not in capsys.readouterr().out
+
+
 def test_no_run_no_report(tmp_path):
     with pytest.raises(UserError, match="no run folder"):
         write_report(tmp_path)

@@ -229,6 +229,7 @@ def test_auto_says_why_a_bias_runs_on_a_slower_backend():
         (dict(softcap=0.0), "positive and finite, or None.*got 0"),
         (dict(softcap=-1.0), "positive and finite, or None.*got -1"),
         (dict(softcap=float("nan")), "positive and finite, or None.*got nan"),
+        (dict(softcap=1e39), "positive and finite, or None.*got 1e\\+39"),
         (dict(softcap=float("inf")), "positive and finite, or None.*got inf"),
         (dict(bias=torch.zeros(2, 4, 4)), r"\[1, 2, 3, 3\].*\[2, 4, 4\]"),
         (dict(bias=torch.zeros(3, 3, dtype=torch.bool)), "floating.*bool"),
