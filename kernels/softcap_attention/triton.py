@@ -172,7 +172,7 @@ def _constants(
 
 
 def _tanh(softcap: float | None, dtype: torch.dtype) -> str:
-    """Which of triton_tile's a kernel takes: the cheapest that the dtype's own rounding hides."""
+    """Which of triton_parts's a kernel takes: the cheapest that the dtype's own rounding hides."""
     if softcap is None:
         return "none"
     if dtype == torch.bfloat16:

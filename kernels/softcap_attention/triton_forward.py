@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .triton_tile import LN2, accumulate, load_parts, products, squash, store_parts, which_kept, zeros_parts
+from .triton_parts import LN2, accumulate, load_parts, products, squash, store_parts, which_kept, zeros_parts
 
 
 @triton.jit

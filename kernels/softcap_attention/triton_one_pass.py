@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .triton_backward import load_lse, or_zero_for_one_key, sum_of_products, weigh
-from .triton_tile import accumulate, load_parts, store_parts, which_kept, zeros_parts
+from .triton_parts import accumulate, load_parts, store_parts, which_kept, zeros_parts
 
 
 @triton.jit
