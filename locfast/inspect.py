@@ -89,7 +89,8 @@ def _kernels(args: argparse.Namespace) -> None:
     listing = list_kernels(architectures, args.only or "", args.jobs or _cores(), library=library, progress=_progress)
     if library is None:
         listing.notes.append("locfast/_C.so was not built: there are no CUDA kernels to list")
-    if args.only and not any(row.known for row in listing.rows):
+    unknown = sum(not row.known for row in listing.rows)  # a row for every architecture that Triton does not know
+    if args.only and len(listing.rows) == unknown < len(architectures):
         raise UserError(f"--only {args.only}: no kernel has that in its name. Leave it out to see them all.")
     if args.json:
         write_json(listing, args.json)

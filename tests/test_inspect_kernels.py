@@ -114,6 +114,12 @@ def test_a_name_that_nothing_has_and_a_check_of_nothing_end_with_two(command) ->
     assert code == 2 and "none of the kernels listed" in err
 
 
+def test_an_architecture_that_triton_does_not_know_is_no_fault_of_the_name(command) -> None:
+    unknown = Row("(all Triton kernels)", "triton", 77, "Triton 3.9.0 knows no sm_77", known=False)
+    code, out, _ = command("--arch", "77", "--only", "forward", rows=(unknown,))
+    assert code == 0 and "knows no sm_77" in out
+
+
 def test_no_triton_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sass.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(sys, "argv", ["inspect"])
