@@ -103,7 +103,7 @@ def _check(
     if any(t.device != q.device for t in others):
         devices = ", ".join(str(t.device) for t in (q, *others))
         raise ValueError(f"softcap_attention: all tensors must be on one device, got {devices}. {_found(q, k, v)}")
-    if softcap is not None and not 1 / LARGEST_CAP < softcap < LARGEST_CAP:
+    if softcap is not None and not 1 / LARGEST_CAP <= softcap <= LARGEST_CAP:
         raise ValueError(
             "softcap_attention: softcap must be positive and finite, or None for plain attention "
             f"({1 / LARGEST_CAP:g} to {LARGEST_CAP:g}, so that fp32 holds it and its inverse), got {softcap}. "

@@ -26,7 +26,7 @@ def set_softcap(model: Model, softcap: float | None) -> Model:
     not capped (as in the public MaskEmbed code). Raises UserError, and changes nothing, for a cap that is not positive
     and finite and for attention that locfast does not know.
     """
-    if softcap is not None and not 1 / LARGEST_CAP < softcap < LARGEST_CAP:
+    if softcap is not None and not 1 / LARGEST_CAP <= softcap <= LARGEST_CAP:
         raise UserError(
             f"a soft cap of {softcap} was asked for; it bounds |logits|, so it must be positive and finite (below "
             f"{LARGEST_CAP:g}). Type None for plain attention."
