@@ -54,21 +54,24 @@ def softcap_attention(
         bias = bias.reshape(*(1,) * (4 - bias.ndim), *bias.shape)
     if softcap is None and backend == "auto":
         return _pytorchs_attention(q, k, v, scale, key_mask, bias)
-    return ops.forward_op(q, k, v, softcap, scale, key_mask, bias, chosen)[0]
+    trains = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    return ops.forward_op(q, k, v, softcap, scale, key_mask, bias, trains, chosen)[0]
 
 
 def _pytorchs_attention(
     q: Tensor, k: Tensor, v: Tensor, scale: float, key_mask: Tensor | None, bias: Tensor | None
 ) -> Tensor:
     """F.scaled_dot_product_attention, and zeros where no key is kept."""
+    if bias is not None:
+        bias = bias.expand(*bias.shape[:3], k.shape[2]).to(q.dtype).contiguous()  # on a GPU it takes no other strides
     if key_mask is None:
-        return F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype), scale=scale)
+        return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
     alive = key_mask.any(-1)[:, None, None, None]
     hidden = ~key_mask[:, None, :, None]
     k, v = k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)
     mask = key_mask[:, None, None, :] | ~alive  # a row with no key left sees all of them, and is zeroed below
     if bias is not None:
-        mask = torch.where(mask, bias.to(q.dtype), -torch.inf)
+        mask = torch.where(mask, bias, -torch.inf)
     return F.scaled_dot_product_attention(q, k, v, mask, scale=scale).masked_fill(~alive, 0)
 
 

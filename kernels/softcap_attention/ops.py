@@ -31,15 +31,23 @@ def _forward(
     scale: float,
     key_mask: Tensor | None,
     bias: Tensor | None,
+    trains: bool,
     backend: str,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, log-sum-exp, and what rounding the output lost: the last where a backend's backward wants it."""
     if backend == "tiled":
         with torch.autocast(q.device.type, enabled=False):
             out = tiled.softcap_attention(q, k, v, softcap, scale, key_mask, bias)
-        return out, q.new_empty(0, dtype=torch.float32)
+        return out, q.new_empty(0, dtype=torch.float32), q.new_empty(0)
     q, k, v = (_with_unit_stride(t) for t in (q, k, v))
     with torch.cuda.device_of(q):  # Triton launches on the current device, whichever holds the tensors
-        return _fused(backend).softcap_attention(q, k, v, softcap, scale, key_mask)
+        if backend == "cuda":
+            return *_fused(backend).softcap_attention(q, k, v, softcap, scale, key_mask), q.new_empty(0)
+        return _fused(backend).softcap_attention(q, k, v, softcap, scale, key_mask, _keeps_rest(trains, q.dtype))
+
+
+def _keeps_rest(trains: bool, dtype: torch.dtype) -> bool:
+    return trains and dtype != torch.float32
 
 
 def _backward(
@@ -49,6 +57,7 @@ def _backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    rest: Tensor,
     softcap: float | None,
     scale: float,
     key_mask: Tensor | None,
@@ -63,9 +72,11 @@ def _backward(
             )
     else:
         grad, q, k, v = (_with_unit_stride(t) for t in (grad, q, k, v))
-        out, lse = _as_the_forward_laid_it(out), lse.contiguous()
+        saved = [_as_the_forward_laid_it(out), lse.contiguous()]
+        if backend == "triton":
+            saved.append(_as_the_forward_laid_it(rest) if rest.numel() else None)
         with torch.cuda.device_of(q):
-            grads = _fused(backend).softcap_attention_backward(grad, q, k, v, out, lse, softcap, scale, key_mask)
+            grads = _fused(backend).softcap_attention_backward(grad, q, k, v, *saved, softcap, scale, key_mask)
         bias_grad = None
     # An op's schema has no optional results: a gradient that nobody wants is an empty tensor.
     return grads[0], grads[1], grads[2], q.new_empty(0) if bias_grad is None else bias_grad
@@ -93,12 +104,15 @@ def _(
     scale: float,
     key_mask: Tensor | None,
     bias: Tensor | None,
+    trains: bool,
     backend: str,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     if backend == "tiled":
-        return heads_inside_tokens(q), q.new_empty(0, dtype=torch.float32)
+        return heads_inside_tokens(q), q.new_empty(0, dtype=torch.float32), q.new_empty(0)
     precise = torch.float64 if q.dtype == torch.float32 else torch.float32
-    return heads_inside_tokens(q), q.new_empty(q.shape[:3], dtype=precise)
+    keeps_rest = backend == "triton" and _keeps_rest(trains, q.dtype)
+    rest = heads_inside_tokens(q) if keeps_rest else q.new_empty(0)
+    return heads_inside_tokens(q), q.new_empty(q.shape[:3], dtype=precise), rest
 
 
 @backward_op.register_fake
@@ -109,6 +123,7 @@ def _(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    rest: Tensor,
     softcap: float | None,
     scale: float,
     key_mask: Tensor | None,
@@ -120,23 +135,23 @@ def _(
     return heads_inside_tokens(q), heads_inside_tokens(k), heads_inside_tokens(v), bias_grad
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, ctx.softcap, ctx.scale, key_mask, bias, ctx.backend = inputs
-    out, lse = output
-    ctx.mark_non_differentiable(lse)
-    ctx.set_materialize_grads(False)  # or every backward would fill a gradient of lse with zeros first
-    ctx.save_for_backward(q, k, v, out, lse, key_mask, bias)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    q, k, v, ctx.softcap, ctx.scale, key_mask, bias, _, ctx.backend = inputs
+    out, lse, rest = output
+    ctx.mark_non_differentiable(lse, rest)
+    ctx.set_materialize_grads(False)  # or every backward would fill gradients of lse and rest with zeros first
+    ctx.save_for_backward(q, k, v, out, lse, rest, key_mask, bias)
 
 
-def _differentiate(ctx: Any, grad: Tensor | None, lse_grad: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * len(ctx.needs_input_grad)
-    q, k, v, out, lse, key_mask, bias = ctx.saved_tensors
+    q, k, v, out, lse, rest, key_mask, bias = ctx.saved_tensors
     needs_bias_grad = ctx.needs_input_grad[6]
     q_grad, k_grad, v_grad, bias_grad = torch.ops.locfast.softcap_attention_backward(
-        grad, q, k, v, out, lse, ctx.softcap, ctx.scale, key_mask, bias, needs_bias_grad, ctx.backend
+        grad, q, k, v, out, lse, rest, ctx.softcap, ctx.scale, key_mask, bias, needs_bias_grad, ctx.backend
     )
-    return q_grad, k_grad, v_grad, None, None, None, bias_grad if needs_bias_grad else None, None
+    return q_grad, k_grad, v_grad, None, None, None, bias_grad if needs_bias_grad else None, None, None
 
 
 def _refuse(ctx: Any, *grads: Tensor) -> None:

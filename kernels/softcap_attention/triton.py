@@ -18,7 +18,6 @@ from .._variants import Variant
 from .layout import heads_inside_tokens
 from .triton_backward import _backward_kv_kernel, _backward_q_kernel
 from .triton_forward import _forward_kernel
-from .triton_one_pass import _backward_one_pass_kernel
 from .triton_tiles import Tiles, architecture, tiles, tiles_override
 
 LOG2E = math.log2(math.e)
@@ -27,31 +26,40 @@ MAX_SHIFTED_CAP = 80.0
 MAX_EXPONENTIAL_CAP = 256.0
 """fp16 caps up to here: an absolute error of 1.2e-7 in tanh is one of 3e-5 in a logit, an eighth of fp16's rounding."""
 
-backward_form = "two kernels"
-"""two kernels (eight products, a program for every block) or one pass (five, a program for every head; less exact)."""
 bf16_tanh = "hardware"
 """hardware or polynomial: how bf16 takes its tanh."""
 
 
 def softcap_attention(
-    q: Tensor, k: Tensor, v: Tensor, softcap: float | None, scale: float, key_mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """q [B, H, Tq, D], k, v [B, H, Tk, D] of last stride 1  ->  out [B, H, Tq, D], log-sum-exp [B, H, Tq]."""
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    softcap: float | None,
+    scale: float,
+    key_mask: Tensor | None,
+    keeps_rest: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q [B, H, Tq, D], k, v [B, H, Tk, D] of last stride 1  ->  out [B, H, Tq, D], log-sum-exp [B, H, Tq], rest.
+
+    rest [B, H, Tq, D] is what rounding lost of out, to the same number of bits; empty unless asked for.
+    """
     batch, heads, queries, head_dim = q.shape
     out = heads_inside_tokens(q)
     lse = q.new_empty(batch, heads, queries, dtype=lse_dtype(q.dtype))
+    rest = heads_inside_tokens(q) if keeps_rest else q.new_empty(0)
     if out.numel() == 0:
-        return out, lse
+        return out, lse, rest
     cut = tiles("forward", head_dim, q.dtype, queries, architecture(q.device))
     shift = _shift(softcap, q.dtype)
     align = _alignment(q, k, v, out)
-    constants = _constants(cut, head_dim, q.dtype, k.shape[2], "k", softcap, key_mask is not None)
-    _forward_kernel[(batch * heads * triton.cdiv(queries, cut.block_q),)](
+    constants = _constants(cut, head_dim, q.dtype, queries, k.shape[2], softcap, key_mask is not None)
+    _forward_kernel[(batch * heads * triton.cdiv(queries, cut.own),)](
         q,
         k,
         v,
         _bytes(key_mask, lse),
         out,
+        rest if keeps_rest else out,
         lse,
         *_strides(align, q, k, v, out),
         heads,
@@ -60,11 +68,12 @@ def softcap_attention(
         *_scales(softcap, scale),
         0.0 if shift is None else shift * LOG2E,
         ONLINE=shift is None,
+        HAS_REST=keeps_rest,
         ALIGN=align,
         **constants,
         **_options(cut),
     )
-    return out, lse
+    return out, lse, rest
 
 
 def softcap_attention_backward(
@@ -74,52 +83,41 @@ def softcap_attention_backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    rest: Tensor | None,
     softcap: float | None,
     scale: float,
     key_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v; `out` and `lse` laid out as the forward's, `grad` [B, H, Tq, D] of last stride 1."""
+    """Gradients of q, k and v; out, lse and rest laid out as the forward's, grad [B, H, Tq, D] of last stride 1."""
     batch, heads, queries, head_dim = q.shape
     keys = k.shape[2]
     q_grad, k_grad, v_grad = heads_inside_tokens(q), heads_inside_tokens(k), heads_inside_tokens(v)
     if q_grad.numel() == 0 or k_grad.numel() == 0:
         return q_grad.zero_(), k_grad.zero_(), v_grad.zero_()
     arch = architecture(q.device)
-    delta = torch.empty(lse.shape, dtype=torch.float32, device=lse.device)
+    pairs = torch.empty(lse.shape, dtype=torch.int64, device=lse.device)
     align = _alignment(grad, q, k, v, out)
     # One key has weight 1 whatever its score: then q and k get no gradient, not even a rounding error.
     sizes = (heads, queries, keys, *_scales(softcap, scale), scale if keys > 1 else 0.0)
     mask = _bytes(key_mask, lse)
 
-    if backward_form == "one pass":
-        total = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
-        cut = tiles("backward_one_pass", head_dim, q.dtype, queries, arch)
-        _backward_one_pass_kernel[(batch * heads,)](
-            *(grad, q, k, v, out, q_grad, k_grad, v_grad, total, lse, delta, mask),
-            *_strides(align, grad, q, k, v, out, k_grad),
-            *sizes,
-            ALIGN=align,
-            **_constants(cut, head_dim, q.dtype, queries, "q", softcap, key_mask is not None),
-            **_options(cut),
-        )
-        return q_grad, k_grad, v_grad
-
     cut = tiles("backward_q", head_dim, q.dtype, queries, arch)
-    _backward_q_kernel[(batch * heads * triton.cdiv(queries, cut.block_q),)](
-        *(grad, q, k, v, out, q_grad, lse, delta, mask),
+    _backward_q_kernel[(batch * heads * triton.cdiv(queries, cut.own),)](
+        *(grad, q, k, v, out, out if rest is None else rest, q_grad, lse, pairs, mask),
         *_strides(align, grad, q, k, v, out),
         *sizes,
         ALIGN=align,
-        **_constants(cut, head_dim, q.dtype, keys, "k", softcap, key_mask is not None),
+        HAS_REST=rest is not None,
+        **_constants(cut, head_dim, q.dtype, queries, keys, softcap, key_mask is not None),
         **_options(cut),
     )
     cut = tiles("backward_kv", head_dim, q.dtype, keys, arch)
-    _backward_kv_kernel[(batch * heads * triton.cdiv(keys, cut.block_k),)](
-        *(grad, q, k, v, k_grad, v_grad, lse, delta, mask),
+    _backward_kv_kernel[(batch * heads * triton.cdiv(keys, cut.own),)](
+        *(grad, q, k, v, k_grad, v_grad, lse, pairs, mask),
         *_strides(align, grad, q, k, v, k_grad),
         *sizes,
         ALIGN=align,
-        **_constants(cut, head_dim, q.dtype, queries, "q", softcap, key_mask is not None),
+        **_constants(cut, head_dim, q.dtype, keys, queries, softcap, key_mask is not None),
         **_options(cut),
     )
     return q_grad, k_grad, v_grad
@@ -147,28 +145,33 @@ def _scales(softcap: float | None, scale: float) -> tuple[float, float]:
 
 
 def _constants(
-    cut: Tiles, head_dim: int, dtype: torch.dtype, walked: int, side: str, softcap: float | None, has_mask: bool
+    cut: Tiles, head_dim: int, dtype: torch.dtype, owned: int, walked: int, softcap: float | None, has_mask: bool
 ) -> dict[str, Any]:
-    """Compile-time arguments of a kernel that walks over `walked` tokens of `side` ("q" or "k")."""
+    """Compile-time arguments of a kernel whose programs own blocks of `owned` tokens and walk over `walked` others."""
     first = max(16, 1 << (head_dim.bit_length() - 1))
     second = max(0, head_dim - first)
     if second:
         second = max(16, triton.next_power_of_2(second))
     if second >= first:
         first, second = 2 * first, 0
-    block = cut.block_q if side == "q" else cut.block_k
-    rest = walked % block
     return {
         "D": head_dim,
         "D0": first,
         "D1": second,
-        "BLOCK_Q": cut.block_q,
-        "BLOCK_K": cut.block_k,
-        "TAIL": max(16, triton.next_power_of_2(rest)) if rest else 0,
+        "OWN": cut.own,
+        "OWN_TAIL": _tail(owned, cut.own) if cut.own_tail else 0,
+        "WALK": cut.walk,
+        "WALK_TAIL": _tail(walked, cut.walk),
         "TANH": _tanh(softcap, dtype),
         "HAS_MASK": has_mask,
         "PRECISION": "ieee",  # of products of fp32 tiles; 16-bit ones run on tensor cores either way
     }
+
+
+def _tail(tokens: int, block: int) -> int:
+    """Size of the last, smaller block; 0 where all are full."""
+    rest = tokens % block
+    return max(16, triton.next_power_of_2(rest)) if rest else 0
 
 
 def _tanh(softcap: float | None, dtype: torch.dtype) -> str:
@@ -214,7 +217,7 @@ def variants() -> list[Variant]:
         for dtype in (torch.bfloat16, torch.float16, torch.float32)
         for head_dim, tokens in lengths.items()
         for arch in (80, 90)
-        if (dtype != torch.float32 or head_dim in (64, 80, 128)) and (name != "backward_one_pass" or head_dim == 64)
+        if dtype != torch.float32 or head_dim in (64, 80, 128)
     ]
 
 
@@ -222,18 +225,17 @@ _KERNELS: dict[str, Callable[..., Any]] = {
     "forward": _forward_kernel,
     "backward_q": _backward_q_kernel,
     "backward_kv": _backward_kv_kernel,
-    "backward_one_pass": _backward_one_pass_kernel,
 }
 
 
 def _variant(name: str, kernel: Any, dtype: torch.dtype, head_dim: int, tokens: int, arch: int) -> Variant:
     cut, softcap = tiles(name, head_dim, dtype, tokens, arch), 30.0
-    constants = _constants(
-        cut, head_dim, dtype, tokens, "k" if name in ("forward", "backward_q") else "q", softcap, False
-    )
+    constants = _constants(cut, head_dim, dtype, tokens, tokens, softcap, False)
     constants["ALIGN"] = 16 // dtype.itemsize
     if name == "forward":
         constants["ONLINE"] = _shift(softcap, dtype) is None
+    if name in ("forward", "backward_q"):
+        constants["HAS_REST"] = dtype != torch.float32
     short = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
     options = _options(cut)
     types = {}
@@ -245,7 +247,8 @@ def _variant(name: str, kernel: Any, dtype: torch.dtype, head_dim: int, tokens: 
         elif argument not in constants:
             types[argument] = "i32"
     types |= {"mask_ptr": "*u8", "lse_ptr": "*fp64" if dtype == torch.float32 else "*fp32"}
-    types |= {scratch: "*fp32" for scratch in ("delta_ptr", "sum_ptr") if scratch in types}
+    if "pair_ptr" in types:
+        types["pair_ptr"] = "*i64"
     return Variant(
         name=f"softcap_attention {name} {short} D {head_dim}",
         kernel=kernel,
@@ -258,7 +261,7 @@ def _variant(name: str, kernel: Any, dtype: torch.dtype, head_dim: int, tokens: 
         dtype=short,
         head_dim=head_dim,
         architectures=(0, 89) if arch < 90 else (90, 119),
-        needs_tensor_cores=dtype != torch.float32 and head_dim <= 128 and name != "backward_one_pass",
+        needs_tensor_cores=dtype != torch.float32 and head_dim <= 128,
     )
 
 

@@ -3,12 +3,21 @@
 import triton
 import triton.language as tl
 
-from .triton_parts import LOG2E, accumulate, load_parts, products, squash, store_parts, which_kept, zeros_parts
+from .triton_parts import (
+    accumulate,
+    load_parts,
+    power_of_two,
+    products,
+    squash,
+    store_parts,
+    which_kept,
+    zeros_parts,
+)
 
 
 @triton.jit
 def sum_of_products(g0, g1, out0, out1, D1: tl.constexpr):
-    """Delta: grad * out, summed over each row's head."""
+    """grad * out, summed over each row's head."""
     delta = tl.sum(g0.to(tl.float32) * out0.to(tl.float32), 1)
     if D1 > 0:
         delta += tl.sum(g1.to(tl.float32) * out1.to(tl.float32), 1)
@@ -16,17 +25,21 @@ def sum_of_products(g0, g1, out0, out1, D1: tl.constexpr):
 
 
 @triton.jit
-def load_lse(lse_ptr, row, inside, CHECK: tl.constexpr):
-    """Log-sum-exp in powers of two and in two parts, of which the second is zero but for fp32 inputs."""
-    no_weight = float("inf")
-    lse = tl.load(lse_ptr + row, mask=inside, other=no_weight) if CHECK else tl.load(lse_ptr + row)
-    lse *= LOG2E
-    first = lse.to(tl.float32)
-    second = tl.zeros_like(first)
-    if lse.dtype == tl.float64:
-        finite = tl.where(lse < float("inf"), lse, 0.0)
-        second = (finite - finite.to(tl.float32).to(tl.float64)).to(tl.float32)
-    return first, second
+def second_part(lse, first):
+    """What fp32 lost of a log-sum-exp in fp64."""
+    return tl.where(lse < float("inf"), lse - first.to(tl.float64), 0.0).to(tl.float32)
+
+
+@triton.jit
+def pack(low, high):
+    """Two fp32 as the halves of an int64."""
+    low, high = low.to(tl.int32, bitcast=True), high.to(tl.int32, bitcast=True)
+    return (high.to(tl.int64) << 32) | (low.to(tl.int64) & 0xFFFFFFFF)
+
+
+@triton.jit
+def unpack(pair):
+    return pair.to(tl.int32).to(tl.float32, bitcast=True), (pair >> 32).to(tl.int32).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -42,7 +55,7 @@ def weigh(
     exponent = x * cap - lse
     if a0.dtype == tl.float32:
         exponent -= lse_rest
-    weights = tl.exp2(exponent)
+    weights = power_of_two(exponent, a0.dtype == tl.float32)
     above = products(g0, g1, h0, h1, D1, PRECISION) - delta
     # The slope is taken before any masking, and from the tanh that is there: one is computed, not two.
     slope = tl.full(x.shape, 1.0, tl.float32) if TANH == "none" else 1.0 - x * x
@@ -61,11 +74,11 @@ def or_zero_for_one_key(logit_scale, mask_ptr, TK):
 
 @triton.jit
 def _backward_q_keys(
-    acc0, acc1, slope0, slope1, lacking, q0, q1, g0, g1, lse, lse_rest, delta, k_ptr, v_ptr, mask_ptr, start, TK,
-    k_stride, v_stride, scale, cap, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK: tl.constexpr,
-    TANH: tl.constexpr, CORRECT: tl.constexpr, HAS_MASK: tl.constexpr, CHECK: tl.constexpr, PRECISION: tl.constexpr,
+    acc0, acc1, q0, q1, g0, g1, lse, lse_rest, delta, k_ptr, v_ptr, mask_ptr, start, TK, k_stride, v_stride, scale, cap,
+    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK: tl.constexpr, TANH: tl.constexpr,
+    HAS_MASK: tl.constexpr, CHECK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add what BLOCK keys from `start` give to a block of queries: gradients, what delta lacks, and weighted slopes."""
+    """Add what BLOCK keys from `start` give to the gradient of a block of queries."""
     key = start + tl.arange(0, BLOCK)
     kept = which_kept(mask_ptr, key, TK, HAS_MASK)
     k0, k1 = load_parts(k_ptr, key, k_stride, kept, CHECK or HAS_MASK, D, D0, D1)
@@ -73,14 +86,52 @@ def _backward_q_keys(
     weights, above, slope = weigh(
         q0, q1, k0, k1, g0, g1, v0, v1, lse[:, None], lse_rest[:, None], delta[:, None], scale, cap, D1, TANH, PRECISION
     )
+    gradients = weights * above * slope
     if CHECK or HAS_MASK:
-        weights = tl.where(kept[None, :], weights, 0.0)
-    above *= weights
-    if CORRECT:
-        lacking += tl.sum(above, 1)
-        slope0, slope1 = accumulate((weights * slope).to(k0.dtype), k0, k1, slope0, slope1, D1, PRECISION)
-    acc0, acc1 = accumulate((above * slope).to(k0.dtype), k0, k1, acc0, acc1, D1, PRECISION)
-    return acc0, acc1, slope0, slope1, lacking
+        gradients = tl.where(kept[None, :], gradients, 0.0)
+    return accumulate(gradients.to(k0.dtype), k0, k1, acc0, acc1, D1, PRECISION)
+
+
+@triton.jit
+def _backward_q_rows(
+    first, grad_ptr, q_ptr, k_ptr, v_ptr, out_ptr, rest_ptr, q_grad_ptr, lse_ptr, pair_ptr, mask_ptr, TQ, TK,
+    grad_stride, q_stride, k_stride, v_stride, out_stride, scale, cap, logit_scale, D: tl.constexpr, D0: tl.constexpr,
+    D1: tl.constexpr, ROWS: tl.constexpr, WALK: tl.constexpr, WALK_TAIL: tl.constexpr, TANH: tl.constexpr,
+    HAS_MASK: tl.constexpr, HAS_REST: tl.constexpr, CHECK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradient and delta of ROWS queries from `first` of one head; CHECK where some may lie beyond the last."""
+    row = first + tl.arange(0, ROWS)
+    inside = row < TQ
+    q0, q1 = load_parts(q_ptr, row, q_stride, inside, CHECK, D, D0, D1)
+    g0, g1 = load_parts(grad_ptr, row, grad_stride, inside, CHECK, D, D0, D1)
+    out0, out1 = load_parts(out_ptr, row, out_stride, inside, CHECK, D, D0, D1)
+    delta = sum_of_products(g0, g1, out0, out1, D1)
+    if HAS_REST:
+        # `out` was rounded, which the gradients of peaked rows would show: small differences of large products.
+        rest0, rest1 = load_parts(rest_ptr, row, out_stride, inside, CHECK, D, D0, D1)
+        delta += sum_of_products(g0, g1, rest0, rest1, D1)
+    precise = tl.load(lse_ptr + row, mask=inside, other=float("inf"))
+    lse = precise.to(tl.float32)
+    lse_rest = second_part(precise, lse) if precise.dtype == tl.float64 else lse
+    tl.store(pair_ptr + row, pack(lse, delta), mask=inside)
+    acc0, acc1 = zeros_parts(ROWS, D0, D1)
+    full = TK // WALK * WALK
+    if WALK_TAIL > 0:
+        acc0, acc1 = _backward_q_keys(
+            acc0, acc1, q0, q1, g0, g1, lse, lse_rest, delta, k_ptr, v_ptr, mask_ptr, full, TK, k_stride, v_stride,
+            scale, cap, D, D0, D1, WALK_TAIL, TANH, HAS_MASK, True, PRECISION,
+        )  # fmt: skip
+    for start in range(0, full, WALK):
+        acc0, acc1 = _backward_q_keys(
+            acc0, acc1, q0, q1, g0, g1, lse, lse_rest, delta, k_ptr, v_ptr, mask_ptr, start, TK, k_stride, v_stride,
+            scale, cap, D, D0, D1, WALK, TANH, HAS_MASK, False, PRECISION,
+        )  # fmt: skip
+    if HAS_MASK:
+        logit_scale = or_zero_for_one_key(logit_scale, mask_ptr, TK)
+    # Rows counted from `first` again: their numbers would take registers all through the loop.
+    row = tl.arange(0, ROWS)
+    q_grad_ptr += first.to(tl.int64) * out_stride
+    store_parts(q_grad_ptr, row, out_stride, acc0 * logit_scale, acc1 * logit_scale, row < TQ - first, D, D0, D1)
 
 
 @triton.jit
@@ -89,10 +140,11 @@ def _backward_q_kernel(
     q_ptr,
     k_ptr,  # [B, H, TK, D] by their strides
     v_ptr,
-    out_ptr,  # [B, TQ, H, D], and the gradient of q likewise
+    out_ptr,  # [B, TQ, H, D], and likewise what its rounding lost and the gradient of q
+    rest_ptr,
     q_grad_ptr,
-    lse_ptr,  # [B, H, TQ] fp32, or fp64 for fp32 inputs
-    delta_ptr,  # [B, H, TQ] fp32: sum of grad * out, written here for the kernel of k and v
+    lse_ptr,  # [B, H, TQ] fp32, or fp64 for fp32 inputs, in powers of two
+    pair_ptr,  # [B, H, TQ] int64: lse and delta (sum of grad * out) in fp32, written here for the kernel of k and v
     mask_ptr,  # [B, TK] uint8
     grad_batch,
     grad_head,
@@ -118,62 +170,49 @@ def _backward_q_kernel(
     D: tl.constexpr,
     D0: tl.constexpr,
     D1: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    TAIL: tl.constexpr,
+    OWN: tl.constexpr,
+    OWN_TAIL: tl.constexpr,  # rows of the last block where it is smaller than the others
+    WALK: tl.constexpr,
+    WALK_TAIL: tl.constexpr,
     ALIGN: tl.constexpr,
     TANH: tl.constexpr,
     HAS_MASK: tl.constexpr,
+    HAS_REST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    blocks = tl.cdiv(TQ, BLOCK_Q)
+    blocks = tl.cdiv(TQ, OWN)
     pair = tl.program_id(0) // blocks
     batch, head = (pair // H).to(tl.int64), (pair % H).to(tl.int64)
+    grad_token, q_token = grad_token * ALIGN, q_token * ALIGN
     k_token, v_token, out_token = k_token * ALIGN, v_token * ALIGN, out_token * ALIGN
     grad_ptr += (batch * grad_batch + head * grad_head) * ALIGN
     q_ptr += (batch * q_batch + head * q_head) * ALIGN
     k_ptr += (batch * k_batch + head * k_head) * ALIGN
     v_ptr += (batch * v_batch + head * v_head) * ALIGN
     out_ptr += (batch * out_batch + head * out_head) * ALIGN
+    rest_ptr += (batch * out_batch + head * out_head) * ALIGN
     q_grad_ptr += (batch * out_batch + head * out_head) * ALIGN
     mask_ptr += batch * TK
     lse_ptr += pair.to(tl.int64) * TQ
-    delta_ptr += pair.to(tl.int64) * TQ
-
-    row = (tl.program_id(0) % blocks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    inside = row < TQ
-    q0, q1 = load_parts(q_ptr, row, q_token * ALIGN, inside, True, D, D0, D1)
-    g0, g1 = load_parts(grad_ptr, row, grad_token * ALIGN, inside, True, D, D0, D1)
-    out0, out1 = load_parts(out_ptr, row, out_token, inside, True, D, D0, D1)
-    delta = sum_of_products(g0, g1, out0, out1, D1)
-    lse, lse_rest = load_lse(lse_ptr, row, inside, True)
-    acc0, acc1 = zeros_parts(BLOCK_Q, D0, D1)
-    # `out` was rounded, which the gradients of peaked rows would show: they are small differences of large products.
-    # Weights sum to 1, so what delta lacks is the mean of all that lies above it; it enters by the weighted slopes.
-    slope0, slope1 = zeros_parts(BLOCK_Q, D0, D1)
-    lacking = tl.zeros((BLOCK_Q,), tl.float32)
-    CORRECT: tl.constexpr = q_ptr.dtype.element_ty != tl.float32
-    full = TK // BLOCK_K * BLOCK_K
-    for start in range(0, full, BLOCK_K):
-        acc0, acc1, slope0, slope1, lacking = _backward_q_keys(
-            acc0, acc1, slope0, slope1, lacking, q0, q1, g0, g1, lse, lse_rest, delta, k_ptr, v_ptr, mask_ptr,
-            start, TK, k_token, v_token, scale, cap, D, D0, D1, BLOCK_K, TANH, CORRECT, HAS_MASK, False, PRECISION,
+    pair_ptr += pair.to(tl.int64) * TQ
+    first = tl.program_id(0) % blocks * OWN
+    if OWN_TAIL > 0 and first + OWN > TQ:
+        _backward_q_rows(
+            first, grad_ptr, q_ptr, k_ptr, v_ptr, out_ptr, rest_ptr, q_grad_ptr, lse_ptr, pair_ptr, mask_ptr, TQ, TK,
+            grad_token, q_token, k_token, v_token, out_token, scale, cap, logit_scale, D, D0, D1, OWN_TAIL, WALK,
+            WALK_TAIL, TANH, HAS_MASK, HAS_REST, True, PRECISION,
         )  # fmt: skip
-    if TAIL > 0:
-        acc0, acc1, slope0, slope1, lacking = _backward_q_keys(
-            acc0, acc1, slope0, slope1, lacking, q0, q1, g0, g1, lse, lse_rest, delta, k_ptr, v_ptr, mask_ptr,
-            full, TK, k_token, v_token, scale, cap, D, D0, D1, TAIL, TANH, CORRECT, HAS_MASK, True, PRECISION,
+    else:
+        _backward_q_rows(
+            first, grad_ptr, q_ptr, k_ptr, v_ptr, out_ptr, rest_ptr, q_grad_ptr, lse_ptr, pair_ptr, mask_ptr, TQ, TK,
+            grad_token, q_token, k_token, v_token, out_token, scale, cap, logit_scale, D, D0, D1, OWN, WALK,
+            WALK_TAIL, TANH, HAS_MASK, HAS_REST, OWN_TAIL == 0, PRECISION,
         )  # fmt: skip
-    acc0, acc1 = acc0 - lacking[:, None] * slope0, acc1 - lacking[:, None] * slope1
-    tl.store(delta_ptr + row, delta + lacking, mask=inside)
-    if HAS_MASK:
-        logit_scale = or_zero_for_one_key(logit_scale, mask_ptr, TK)
-    store_parts(q_grad_ptr, row, out_token, acc0 * logit_scale, acc1 * logit_scale, inside, D, D0, D1)
 
 
 @triton.jit
 def _backward_kv_queries(
-    k_acc0, k_acc1, v_acc0, v_acc1, k0, k1, v0, v1, grad_ptr, q_ptr, lse_ptr, delta_ptr, start, TQ, grad_stride,
+    k_acc0, k_acc1, v_acc0, v_acc1, k0, k1, v0, v1, grad_ptr, q_ptr, lse_ptr, pair_ptr, start, TQ, grad_stride,
     q_stride, scale, cap, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK: tl.constexpr,
     TANH: tl.constexpr, CHECK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -182,14 +221,58 @@ def _backward_kv_queries(
     inside = row < TQ
     q0, q1 = load_parts(q_ptr, row, q_stride, inside, CHECK, D, D0, D1)
     g0, g1 = load_parts(grad_ptr, row, grad_stride, inside, CHECK, D, D0, D1)
-    lse, lse_rest = load_lse(lse_ptr, row, inside, CHECK)
-    delta = tl.load(delta_ptr + row, mask=inside, other=0.0) if CHECK else tl.load(delta_ptr + row)
+    # A row past the end: a log-sum-exp of infinity and a delta of zero.
+    pair = tl.load(pair_ptr + row, mask=inside, other=0x7F800000) if CHECK else tl.load(pair_ptr + row)
+    lse, delta = unpack(pair)
+    lse_rest = lse
+    if q0.dtype == tl.float32:
+        lse_rest = second_part(tl.load(lse_ptr + row, mask=inside, other=float("inf")), lse)
     weights, above, slope = weigh(
         k0, k1, q0, q1, v0, v1, g0, g1, lse[None, :], lse_rest[None, :], delta[None, :], scale, cap, D1, TANH, PRECISION
     )
     v_acc0, v_acc1 = accumulate(weights.to(g0.dtype), g0, g1, v_acc0, v_acc1, D1, PRECISION)
     k_acc0, k_acc1 = accumulate((weights * above * slope).to(q0.dtype), q0, q1, k_acc0, k_acc1, D1, PRECISION)
     return k_acc0, k_acc1, v_acc0, v_acc1
+
+
+@triton.jit
+def _backward_kv_rows(
+    first, grad_ptr, q_ptr, k_ptr, v_ptr, k_grad_ptr, v_grad_ptr, lse_ptr, pair_ptr, mask_ptr, TQ, TK, grad_stride,
+    q_stride, k_stride, v_stride, out_stride, scale, cap, logit_scale, D: tl.constexpr, D0: tl.constexpr,
+    D1: tl.constexpr, ROWS: tl.constexpr, WALK: tl.constexpr, WALK_TAIL: tl.constexpr, TANH: tl.constexpr,
+    HAS_MASK: tl.constexpr, CHECK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of ROWS keys and values from `first` of one head; CHECK where some may lie beyond the last."""
+    key = first + tl.arange(0, ROWS)
+    kept = which_kept(mask_ptr, key, TK, HAS_MASK)
+    k0, k1 = load_parts(k_ptr, key, k_stride, kept, CHECK or HAS_MASK, D, D0, D1)
+    v0, v1 = load_parts(v_ptr, key, v_stride, kept, CHECK or HAS_MASK, D, D0, D1)
+    k_acc0, k_acc1 = zeros_parts(ROWS, D0, D1)
+    v_acc0, v_acc1 = zeros_parts(ROWS, D0, D1)
+    full = TQ // WALK * WALK
+    if WALK_TAIL > 0:
+        k_acc0, k_acc1, v_acc0, v_acc1 = _backward_kv_queries(
+            k_acc0, k_acc1, v_acc0, v_acc1, k0, k1, v0, v1, grad_ptr, q_ptr, lse_ptr, pair_ptr, full, TQ, grad_stride,
+            q_stride, scale, cap, D, D0, D1, WALK_TAIL, TANH, True, PRECISION,
+        )  # fmt: skip
+    for start in range(0, full, WALK):
+        k_acc0, k_acc1, v_acc0, v_acc1 = _backward_kv_queries(
+            k_acc0, k_acc1, v_acc0, v_acc1, k0, k1, v0, v1, grad_ptr, q_ptr, lse_ptr, pair_ptr, start, TQ, grad_stride,
+            q_stride, scale, cap, D, D0, D1, WALK, TANH, False, PRECISION,
+        )  # fmt: skip
+    if HAS_MASK:
+        logit_scale = or_zero_for_one_key(logit_scale, mask_ptr, TK)
+        # Hidden keys were loaded as zeros: their rows hold what zeros would get, and are selected away.
+        k_acc0, v_acc0 = tl.where(kept[:, None], k_acc0, 0.0), tl.where(kept[:, None], v_acc0, 0.0)
+        if D1 > 0:
+            k_acc1, v_acc1 = tl.where(kept[:, None], k_acc1, 0.0), tl.where(kept[:, None], v_acc1, 0.0)
+    # Rows counted from `first` again: their numbers would take registers all through the loop.
+    row = tl.arange(0, ROWS)
+    inside = row < TK - first
+    k_grad_ptr += first.to(tl.int64) * out_stride
+    v_grad_ptr += first.to(tl.int64) * out_stride
+    store_parts(k_grad_ptr, row, out_stride, k_acc0 * logit_scale, k_acc1 * logit_scale, inside, D, D0, D1)
+    store_parts(v_grad_ptr, row, out_stride, v_acc0, v_acc1, inside, D, D0, D1)
 
 
 @triton.jit
@@ -200,8 +283,8 @@ def _backward_kv_kernel(
     v_ptr,
     k_grad_ptr,  # [B, TK, H, D]
     v_grad_ptr,
-    lse_ptr,  # [B, H, TQ] fp32, or fp64 for fp32 inputs
-    delta_ptr,  # [B, H, TQ] fp32
+    lse_ptr,  # [B, H, TQ] fp32, or fp64 for fp32 inputs, in powers of two
+    pair_ptr,  # [B, H, TQ] int64: lse and delta in fp32
     mask_ptr,  # [B, TK] uint8
     grad_batch,
     grad_head,
@@ -227,18 +310,20 @@ def _backward_kv_kernel(
     D: tl.constexpr,
     D0: tl.constexpr,
     D1: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    TAIL: tl.constexpr,
+    WALK: tl.constexpr,
+    OWN: tl.constexpr,
+    OWN_TAIL: tl.constexpr,  # keys of the last block where it is smaller than the others
+    WALK_TAIL: tl.constexpr,
     ALIGN: tl.constexpr,
     TANH: tl.constexpr,
     HAS_MASK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    blocks = tl.cdiv(TK, BLOCK_K)
+    blocks = tl.cdiv(TK, OWN)
     pair = tl.program_id(0) // blocks
     batch, head = (pair // H).to(tl.int64), (pair % H).to(tl.int64)
-    grad_token, q_token, out_token = grad_token * ALIGN, q_token * ALIGN, out_token * ALIGN
+    grad_token, q_token = grad_token * ALIGN, q_token * ALIGN
+    k_token, v_token, out_token = k_token * ALIGN, v_token * ALIGN, out_token * ALIGN
     grad_ptr += (batch * grad_batch + head * grad_head) * ALIGN
     q_ptr += (batch * q_batch + head * q_head) * ALIGN
     k_ptr += (batch * k_batch + head * k_head) * ALIGN
@@ -246,31 +331,18 @@ def _backward_kv_kernel(
     k_grad_ptr += (batch * out_batch + head * out_head) * ALIGN
     v_grad_ptr += (batch * out_batch + head * out_head) * ALIGN
     lse_ptr += pair.to(tl.int64) * TQ
-    delta_ptr += pair.to(tl.int64) * TQ
-
-    key = (tl.program_id(0) % blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
-    inside = key < TK
-    kept = which_kept(mask_ptr + batch * TK, key, TK, HAS_MASK)
-    k0, k1 = load_parts(k_ptr, key, k_token * ALIGN, kept, True, D, D0, D1)
-    v0, v1 = load_parts(v_ptr, key, v_token * ALIGN, kept, True, D, D0, D1)
-    k_acc0, k_acc1 = zeros_parts(BLOCK_K, D0, D1)
-    v_acc0, v_acc1 = zeros_parts(BLOCK_K, D0, D1)
-    full = TQ // BLOCK_Q * BLOCK_Q
-    for start in range(0, full, BLOCK_Q):
-        k_acc0, k_acc1, v_acc0, v_acc1 = _backward_kv_queries(
-            k_acc0, k_acc1, v_acc0, v_acc1, k0, k1, v0, v1, grad_ptr, q_ptr, lse_ptr, delta_ptr, start, TQ, grad_token,
-            q_token, scale, cap, D, D0, D1, BLOCK_Q, TANH, False, PRECISION,
+    pair_ptr += pair.to(tl.int64) * TQ
+    mask_ptr += batch * TK
+    first = tl.program_id(0) % blocks * OWN
+    if OWN_TAIL > 0 and first + OWN > TK:
+        _backward_kv_rows(
+            first, grad_ptr, q_ptr, k_ptr, v_ptr, k_grad_ptr, v_grad_ptr, lse_ptr, pair_ptr, mask_ptr, TQ, TK,
+            grad_token, q_token, k_token, v_token, out_token, scale, cap, logit_scale, D, D0, D1, OWN_TAIL, WALK,
+            WALK_TAIL, TANH, HAS_MASK, True, PRECISION,
         )  # fmt: skip
-    if TAIL > 0:
-        k_acc0, k_acc1, v_acc0, v_acc1 = _backward_kv_queries(
-            k_acc0, k_acc1, v_acc0, v_acc1, k0, k1, v0, v1, grad_ptr, q_ptr, lse_ptr, delta_ptr, full, TQ, grad_token,
-            q_token, scale, cap, D, D0, D1, TAIL, TANH, True, PRECISION,
+    else:
+        _backward_kv_rows(
+            first, grad_ptr, q_ptr, k_ptr, v_ptr, k_grad_ptr, v_grad_ptr, lse_ptr, pair_ptr, mask_ptr, TQ, TK,
+            grad_token, q_token, k_token, v_token, out_token, scale, cap, logit_scale, D, D0, D1, OWN, WALK,
+            WALK_TAIL, TANH, HAS_MASK, OWN_TAIL == 0, PRECISION,
         )  # fmt: skip
-    if HAS_MASK:
-        logit_scale = or_zero_for_one_key(logit_scale, mask_ptr + batch * TK, TK)
-    # Hidden keys were loaded as zeros: their rows hold what zeros would get, and are selected away.
-    k_acc0, v_acc0 = tl.where(kept[:, None], k_acc0 * logit_scale, 0.0), tl.where(kept[:, None], v_acc0, 0.0)
-    if D1 > 0:
-        k_acc1, v_acc1 = tl.where(kept[:, None], k_acc1 * logit_scale, 0.0), tl.where(kept[:, None], v_acc1, 0.0)
-    store_parts(k_grad_ptr, key, out_token, k_acc0, k_acc1, inside, D, D0, D1)
-    store_parts(v_grad_ptr, key, out_token, v_acc0, v_acc1, inside, D, D0, D1)

@@ -3,16 +3,28 @@
 import triton
 import triton.language as tl
 
-from .triton_parts import LN2, accumulate, load_parts, products, squash, store_parts, which_kept, zeros_parts
+from .triton_parts import (
+    accumulate,
+    load_parts,
+    power_of_two,
+    products,
+    round_and_widen,
+    squash,
+    store_parts,
+    which_kept,
+    zeros_parts,
+)
 
 
 @triton.jit
 def _forward_keys(
-    acc0, acc1, total, highest, q0, q1, k_ptr, v_ptr, mask_ptr, start, TK, k_stride, v_stride, scale, cap, shift,
-    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK: tl.constexpr, TANH: tl.constexpr,
-    ONLINE: tl.constexpr, HAS_MASK: tl.constexpr, CHECK: tl.constexpr, PRECISION: tl.constexpr,
+    acc0, acc1, total, highest, q0, q1, k_ptr, v_ptr, mask_ptr, start, TK, k_stride, v_stride, scale, cap,
+    shift, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK: tl.constexpr, TANH: tl.constexpr,
+    ONLINE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_REST: tl.constexpr, CHECK: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add BLOCK keys from `start` to a block of rows' output, sum of weights and highest logit."""
+    ACCURATE: tl.constexpr = q0.dtype == tl.float32
     key = start + tl.arange(0, BLOCK)
     kept = which_kept(mask_ptr, key, TK, HAS_MASK)
     k0, k1 = load_parts(k_ptr, key, k_stride, kept, CHECK or HAS_MASK, D, D0, D1)
@@ -24,20 +36,72 @@ def _forward_keys(
             logits = tl.where(kept[None, :], logits, -float("inf"))
         above = tl.maximum(highest, tl.max(logits, 1))
         finite = tl.where(above == -float("inf"), 0.0, above)  # a row that has seen no key yet
-        weights = tl.exp2(logits - finite[:, None])
-        shrink = tl.exp2(highest - finite)
+        weights = power_of_two(logits - finite[:, None], ACCURATE)
+        shrink = power_of_two(highest - finite, ACCURATE)
         total = total * shrink
         acc0 = acc0 * shrink[:, None]
         if D1 > 0:
             acc1 = acc1 * shrink[:, None]
         highest = above
     else:
-        weights = tl.exp2(logits * cap - shift)
+        weights = power_of_two(logits * cap - shift, ACCURATE)
         if CHECK or HAS_MASK:
             weights = tl.where(kept[None, :], weights, 0.0)
+    if HAS_REST:  # divided by the sum of what the products see, a row of one weight is that value to the last bit
+        rounded, weights = round_and_widen(weights, v0.dtype)
+    else:
+        rounded = weights.to(v0.dtype)
     total += tl.sum(weights, 1)
-    acc0, acc1 = accumulate(weights.to(v0.dtype), v0, v1, acc0, acc1, D1, PRECISION)
+    acc0, acc1 = accumulate(rounded, v0, v1, acc0, acc1, D1, PRECISION)
     return acc0, acc1, total, highest
+
+
+@triton.jit
+def _forward_rows(
+    first, q_ptr, k_ptr, v_ptr, mask_ptr, out_ptr, rest_ptr, lse_ptr, TQ, TK, q_stride, k_stride, v_stride, out_stride,
+    scale, cap, shift, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, ROWS: tl.constexpr, WALK: tl.constexpr,
+    WALK_TAIL: tl.constexpr, TANH: tl.constexpr, ONLINE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_REST: tl.constexpr,
+    CHECK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Output and log-sum-exp of ROWS queries from `first` of one head; CHECK where some may lie beyond the last."""
+    row = first + tl.arange(0, ROWS)
+    inside = row < TQ
+    q0, q1 = load_parts(q_ptr, row, q_stride, inside, CHECK, D, D0, D1)
+    acc0, acc1 = zeros_parts(ROWS, D0, D1)
+    total = tl.zeros((ROWS,), tl.float32)
+    highest = tl.full((ROWS,), -float("inf"), tl.float32)
+    full = TK // WALK * WALK
+    for start in range(0, full, WALK):
+        acc0, acc1, total, highest = _forward_keys(
+            acc0, acc1, total, highest, q0, q1, k_ptr, v_ptr, mask_ptr, start, TK, k_stride, v_stride, scale,
+            cap, shift, D, D0, D1, WALK, TANH, ONLINE, HAS_MASK, HAS_REST, False, PRECISION,
+        )  # fmt: skip
+    if WALK_TAIL > 0:
+        acc0, acc1, total, highest = _forward_keys(
+            acc0, acc1, total, highest, q0, q1, k_ptr, v_ptr, mask_ptr, full, TK, k_stride, v_stride, scale,
+            cap, shift, D, D0, D1, WALK_TAIL, TANH, ONLINE, HAS_MASK, HAS_REST, True, PRECISION,
+        )  # fmt: skip
+    # Rows counted from `first` again: their numbers would take registers all through the loop.
+    row = tl.arange(0, ROWS)
+    inside = row < TQ - first
+    out_ptr += first.to(tl.int64) * out_stride
+    rest_ptr += first.to(tl.int64) * out_stride
+    lse_ptr += first
+    seen = total > 0.0  # a row whose keys are all hidden: zeros, and a log-sum-exp that gives its weights zero again
+    total = tl.where(seen, total, 1.0)
+    share = tl.div_rn(1.0, total)[:, None]
+    out0, out1 = acc0 * share, acc1 * share
+    store_parts(out_ptr, row, out_stride, out0, out1, inside, D, D0, D1)
+    if HAS_REST:
+        kind: tl.constexpr = out_ptr.dtype.element_ty
+        rest0, rest1 = out0 - out0.to(kind).to(tl.float32), out1 - out1.to(kind).to(tl.float32)
+        store_parts(rest_ptr, row, out_stride, rest0, rest1, inside, D, D0, D1)
+    base = tl.zeros((ROWS,), tl.float32) + shift
+    if ONLINE:
+        base = highest
+    precise: tl.constexpr = lse_ptr.dtype.element_ty
+    lse = tl.where(seen, base.to(precise) + tl.log2(total.to(precise)), float("inf"))
+    tl.store(lse_ptr + row, lse, mask=inside)
 
 
 @triton.jit
@@ -47,7 +111,8 @@ def _forward_kernel(
     v_ptr,
     mask_ptr,  # [B, TK] uint8
     out_ptr,  # [B, TQ, H, D]
-    lse_ptr,  # [B, H, TQ] fp32, or fp64 for fp32 inputs
+    rest_ptr,  # likewise: what the rounding of the output lost
+    lse_ptr,  # [B, H, TQ] fp32, or fp64 for fp32 inputs, in powers of two
     q_batch,
     q_head,
     q_token,
@@ -69,48 +134,38 @@ def _forward_kernel(
     D: tl.constexpr,
     D0: tl.constexpr,
     D1: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    TAIL: tl.constexpr,
+    OWN: tl.constexpr,
+    OWN_TAIL: tl.constexpr,  # rows of the last block where it is smaller than the others
+    WALK: tl.constexpr,
+    WALK_TAIL: tl.constexpr,
     ALIGN: tl.constexpr,
     TANH: tl.constexpr,
     ONLINE: tl.constexpr,
     HAS_MASK: tl.constexpr,
+    HAS_REST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    blocks = tl.cdiv(TQ, BLOCK_Q)
+    blocks = tl.cdiv(TQ, OWN)
     pair = tl.program_id(0) // blocks
     batch, head = (pair // H).to(tl.int64), (pair % H).to(tl.int64)
-    q_token, k_token, v_token = q_token * ALIGN, k_token * ALIGN, v_token * ALIGN
+    q_token, k_token, v_token, out_token = q_token * ALIGN, k_token * ALIGN, v_token * ALIGN, out_token * ALIGN
     q_ptr += (batch * q_batch + head * q_head) * ALIGN
     k_ptr += (batch * k_batch + head * k_head) * ALIGN
     v_ptr += (batch * v_batch + head * v_head) * ALIGN
     out_ptr += (batch * out_batch + head * out_head) * ALIGN
+    rest_ptr += (batch * out_batch + head * out_head) * ALIGN
     mask_ptr += batch * TK
-    row = (tl.program_id(0) % blocks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    inside = row < TQ
-    q0, q1 = load_parts(q_ptr, row, q_token, inside, True, D, D0, D1)
-    acc0, acc1 = zeros_parts(BLOCK_Q, D0, D1)
-    total = tl.zeros((BLOCK_Q,), tl.float32)
-    highest = tl.full((BLOCK_Q,), -float("inf"), tl.float32)
-    full = TK // BLOCK_K * BLOCK_K
-    for start in range(0, full, BLOCK_K):
-        acc0, acc1, total, highest = _forward_keys(
-            acc0, acc1, total, highest, q0, q1, k_ptr, v_ptr, mask_ptr, start, TK, k_token, v_token, scale, cap, shift,
-            D, D0, D1, BLOCK_K, TANH, ONLINE, HAS_MASK, False, PRECISION,
+    lse_ptr += pair.to(tl.int64) * TQ
+    first = tl.program_id(0) % blocks * OWN
+    if OWN_TAIL > 0 and first + OWN > TQ:
+        _forward_rows(
+            first, q_ptr, k_ptr, v_ptr, mask_ptr, out_ptr, rest_ptr, lse_ptr, TQ, TK, q_token, k_token, v_token,
+            out_token, scale, cap, shift, D, D0, D1, OWN_TAIL, WALK, WALK_TAIL, TANH, ONLINE, HAS_MASK, HAS_REST, True,
+            PRECISION,
         )  # fmt: skip
-    if TAIL > 0:
-        acc0, acc1, total, highest = _forward_keys(
-            acc0, acc1, total, highest, q0, q1, k_ptr, v_ptr, mask_ptr, full, TK, k_token, v_token, scale, cap, shift,
-            D, D0, D1, TAIL, TANH, ONLINE, HAS_MASK, True, PRECISION,
+    else:
+        _forward_rows(
+            first, q_ptr, k_ptr, v_ptr, mask_ptr, out_ptr, rest_ptr, lse_ptr, TQ, TK, q_token, k_token, v_token,
+            out_token, scale, cap, shift, D, D0, D1, OWN, WALK, WALK_TAIL, TANH, ONLINE, HAS_MASK, HAS_REST,
+            OWN_TAIL == 0, PRECISION,
         )  # fmt: skip
-    seen = total > 0.0  # a row whose keys are all hidden: zeros, and a log-sum-exp that gives its weights zero again
-    total = tl.where(seen, total, 1.0)
-    share = 1.0 / total[:, None]
-    store_parts(out_ptr, row, out_token * ALIGN, acc0 * share, acc1 * share, inside, D, D0, D1)
-    base = tl.zeros((BLOCK_Q,), tl.float32) + shift
-    if ONLINE:
-        base = highest
-    kind: tl.constexpr = lse_ptr.dtype.element_ty
-    lse = tl.where(seen, (base.to(kind) + tl.log2(total).to(kind)) * LN2, float("inf"))
-    tl.store(lse_ptr + pair.to(tl.int64) * TQ + row, lse, mask=inside)

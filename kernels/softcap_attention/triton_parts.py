@@ -8,7 +8,24 @@ import triton
 import triton.language as tl
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
-LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def power_of_two(x, ACCURATE: tl.constexpr):
+    """2^x for x <= 127: the hardware's, or to the last bit for fp32, where weights near 1 would show two bits of it."""
+    if ACCURATE:
+        x = tl.where(x < -127.0, -127.0, x)  # below lies zero; NaN stays
+        whole = tl.floor(x + 0.5)
+        rest = x - whole
+        p = 1.535336181e-4 * rest + 1.339887445e-3
+        p = p * rest + 9.618437358e-3
+        p = p * rest + 5.550332471e-2
+        p = p * rest + 2.402264791e-1
+        p = p * rest + 6.931472029e-1
+        y = (p * rest + 1.0) * ((whole.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
+    else:
+        y = tl.exp2(x)
+    return y
 
 
 @triton.jit
@@ -47,8 +64,8 @@ def _accurate_tanh(x):
     p = p * square + 0.133314913
     p = p * square - 0.333332839
     near = x + x * square * p
-    e = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))
-    far = (1.0 - e) / (1.0 + e)
+    e = power_of_two(tl.abs(x) * (-2.0 * LOG2E), True)
+    far = tl.div_rn(1.0 - e, 1.0 + e)
     return tl.where(tl.abs(x) < 0.625, near, tl.where(x < 0.0, -far, far))
 
 
@@ -65,6 +82,40 @@ def squash(scores, scale, TANH: tl.constexpr):
     elif TANH == "accurate":
         x = _accurate_tanh(x)
     return x
+
+
+ROUND_BF16: tl.constexpr = tl.constexpr("""{
+    .reg .b32 t;
+    cvt.rn.bf16x2.f32 $0, $4, $3;
+    shl.b32 t, $0, 16;
+    mov.b32 $1, t;
+    and.b32 t, $0, 0xffff0000;
+    mov.b32 $2, t;
+}""")
+ROUND_FP16: tl.constexpr = tl.constexpr("""{
+    .reg .b16 low, high;
+    cvt.rn.f16x2.f32 $0, $4, $3;
+    mov.b32 {low, high}, $0;
+    cvt.f32.f16 $1, low;
+    cvt.f32.f16 $2, high;
+}""")
+
+
+@triton.jit
+def round_and_widen(x, KIND: tl.constexpr):
+    """x in bf16 or fp16, and that in fp32 again.
+
+    In assembly because Triton compiles such a pair to one conversion for each element, on the special-function unit.
+    """
+    if KIND == tl.bfloat16:
+        y, z = tl.inline_asm_elementwise(
+            ROUND_BF16, "=r,=f,=f,f,f", [x], dtype=(tl.bfloat16, tl.float32), is_pure=True, pack=2
+        )
+    else:
+        y, z = tl.inline_asm_elementwise(
+            ROUND_FP16, "=r,=f,=f,f,f", [x], dtype=(tl.float16, tl.float32), is_pure=True, pack=2
+        )
+    return y, z
 
 
 @triton.jit

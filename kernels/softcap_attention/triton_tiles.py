@@ -14,14 +14,19 @@ import torch
 
 @dataclass(frozen=True)
 class Tiles:
-    """Rows of queries and of keys, warps of a program, depth of its load pipeline."""
+    """Rows that a program owns and rows of a step of its walk, its warps, depth of its load pipeline.
 
-    block_q: int
-    block_k: int
+    Forward and backward_q own queries and walk over keys, backward_kv owns keys and walks over queries.
+    """
+
+    own: int
+    walk: int
     num_warps: int
     num_stages: int
     max_registers: int | None = None
-    """A thread's: 128 lets two programs of 8 warps share a multiprocessor."""
+    """A thread's: 128 lets four programs of 4 warps share a multiprocessor."""
+    own_tail: bool = True
+    """Whether a last block of few rows is a small one: less work, but a second body, which may need more registers."""
 
 
 Candidates = tuple[Tiles, ...]
@@ -32,23 +37,22 @@ WIDTHS = (64, 96, 128, 256)
 
 WGMMA: dict[str, tuple[Candidates, ...]] = {
     "forward": (
-        (Tiles(128, 64, 8, 3, 128), Tiles(64, 64, 4, 3)),
-        (Tiles(128, 64, 8, 2, 128), Tiles(64, 64, 4, 2)),
-        (Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2)),
-        (Tiles(64, 32, 4, 2),),
+        (Tiles(64, 32, 4, 3),),
+        (Tiles(128, 64, 8, 3, 128, False), Tiles(64, 32, 4, 3, None, False)),
+        (Tiles(128, 64, 8, 2, None, False), Tiles(64, 64, 4, 2, None, False)),
+        (Tiles(64, 32, 4, 2, None, False),),
     ),
-    "backward_q": ((Tiles(64, 64, 4, 2),), (Tiles(64, 32, 4, 2),), (Tiles(64, 32, 4, 2),), (Tiles(64, 16, 8, 2),)),
+    "backward_q": (
+        (Tiles(64, 32, 4, 3, 96),),
+        (Tiles(64, 32, 4, 3, 128, False),),
+        (Tiles(64, 32, 4, 3, 168, False),),
+        (Tiles(64, 16, 8, 2, None, False),),
+    ),
     "backward_kv": (
-        (Tiles(64, 64, 4, 2),),
-        (Tiles(32, 128, 8, 2), Tiles(32, 64, 4, 2)),
-        (Tiles(32, 128, 8, 2), Tiles(32, 64, 4, 2)),
-        (Tiles(16, 64, 8, 2),),
-    ),
-    "backward_one_pass": (
-        (Tiles(32, 128, 8, 2),),
-        (Tiles(32, 128, 8, 2),),
-        (Tiles(32, 64, 8, 2),),
-        (Tiles(16, 64, 8, 2),),
+        (Tiles(64, 32, 4, 3, 128),),
+        (Tiles(64, 32, 4, 3, None, False),),
+        (Tiles(64, 32, 4, 2, None, False),),
+        (Tiles(64, 16, 8, 2, None, False),),
     ),
 }
 """bf16 and fp16 on sm_90 and sm_100, whose products read their operands from shared memory."""
@@ -61,8 +65,7 @@ MMA: dict[str, tuple[Candidates, ...]] = {
         (Tiles(32, 32, 4, 2),),
     ),
     "backward_q": ((Tiles(64, 32, 4, 2),), (Tiles(32, 32, 4, 2),), (Tiles(16, 64, 4, 2),), (Tiles(32, 32, 8, 1),)),
-    "backward_kv": ((Tiles(32, 64, 4, 2),), (Tiles(16, 64, 4, 2),), (Tiles(16, 128, 8, 2),), (Tiles(32, 32, 8, 1),)),
-    "backward_one_pass": WGMMA["backward_one_pass"],
+    "backward_kv": ((Tiles(64, 32, 4, 2),), (Tiles(64, 16, 4, 2),), (Tiles(128, 16, 8, 2),), (Tiles(32, 32, 8, 1),)),
 }
 """bf16 and fp16 on older GPUs and on sm_120, whose products hold their operands in registers."""
 
@@ -70,12 +73,6 @@ FP32: dict[str, tuple[Candidates, ...]] = {
     "forward": ((Tiles(32, 32, 4, 2),), (Tiles(32, 32, 8, 2),), (Tiles(16, 32, 8, 2),), (Tiles(16, 32, 8, 1),)),
     "backward_q": ((Tiles(16, 32, 4, 1),), (Tiles(32, 32, 8, 1),), (Tiles(32, 32, 8, 1),), (Tiles(16, 16, 8, 1),)),
     "backward_kv": ((Tiles(32, 32, 4, 1),), (Tiles(32, 32, 8, 1),), (Tiles(32, 32, 8, 1),), (Tiles(16, 16, 8, 1),)),
-    "backward_one_pass": (
-        (Tiles(32, 32, 8, 1),),
-        (Tiles(32, 32, 8, 1),),
-        (Tiles(32, 32, 8, 1),),
-        (Tiles(16, 16, 8, 1),),
-    ),
 }
 """fp32 everywhere: exact products on the FMA units."""
 
@@ -83,7 +80,7 @@ MAX_PADDING = 1.1
 """How much more padding than the least the preferred tile may have: 257 tokens take 5 blocks of 64, not 3 of 128."""
 
 tiles_override: dict[str, Tiles] = {}
-"""Tiles by kernel name ("forward", "backward_q", "backward_kv", "backward_one_pass"), instead of the defaults."""
+"""Tiles by kernel name ("forward", "backward_q", "backward_kv"), instead of the defaults."""
 
 
 def tiles(kernel: str, head_dim: int, dtype: torch.dtype, rows: int, arch: int) -> Tiles:
@@ -94,8 +91,7 @@ def tiles(kernel: str, head_dim: int, dtype: torch.dtype, rows: int, arch: int) 
     candidates = table[kernel][next(i for i, most in enumerate(WIDTHS) if head_dim <= most)]
 
     def padded(cut: Tiles) -> int:
-        block = cut.block_k if kernel == "backward_kv" else cut.block_q
-        return -(-rows // block) * block
+        return -(-rows // cut.own) * cut.own
 
     least = min(map(padded, candidates))
     return next(cut for cut in candidates if padded(cut) <= MAX_PADDING * least)

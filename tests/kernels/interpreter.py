@@ -42,9 +42,23 @@ def mend_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
         return dot(self, wide(a), wide(b), d, input_precision, max_num_imprecise_acc)
 
     def create_inline_asm(self, inline_asm, constraints, values, kind, is_pure, pack):
-        assert inline_asm == TANH, f"no emulation of {inline_asm!r}"
-        tanh = interpreter.TensorHandle(hardware_tanh(values[0].data), tl.float32)
-        return SimpleNamespace(get_result=lambda index: tanh)
+        data = values[0].data
+        if inline_asm == TANH:
+            results = [interpreter.TensorHandle(hardware_tanh(data), tl.float32)]
+        elif "cvt.rn.bf16x2.f32" in inline_asm:
+            rounded = convert_float(data, tl.float32, tl.bfloat16, None)
+            results = [
+                interpreter.TensorHandle(rounded, tl.bfloat16),
+                interpreter.TensorHandle(widen_bf16(rounded), tl.float32),
+            ]
+        else:
+            assert "cvt.rn.f16x2.f32" in inline_asm, f"no emulation of {inline_asm!r}"
+            rounded = data.astype(np.float16)
+            results = [
+                interpreter.TensorHandle(rounded, tl.float16),
+                interpreter.TensorHandle(rounded.astype(np.float32), tl.float32),
+            ]
+        return SimpleNamespace(get_result=results.__getitem__)
 
     monkeypatch.setattr(interpreter, "_convert_float", convert_float)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)

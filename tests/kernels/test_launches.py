@@ -22,9 +22,8 @@ def launches() -> list[dict]:
 
 def test_every_launch_compiles_where_all_its_sizes_are_one(launches):
     attention = ["_forward_kernel", "_backward_q_kernel", "_backward_kv_kernel"]
-    in_one_pass = ["_forward_kernel", "_backward_one_pass_kernel"]
     others = ["_mask_embeddings_kernel", "_mask_embeddings_backward_kernel", "_philox_kernel"]
-    assert [launch["kernel"] for launch in launches] == attention + in_one_pass + others
+    assert [launch["kernel"] for launch in launches] == attention + attention + others
 
 
 def test_options_of_attentions_launches_arrive(launches):

@@ -97,7 +97,8 @@ def test_strided_inputs_give_what_contiguous_ones_give(backend, device):
     assert not any(t.is_contiguous() for t in strided)
     expected = run(x, visible, position, grad[:1, :1].expand_as(grad).contiguous(), backend)
     for a, b in zip(run(*strided, backend), expected, strict=True):
-        assert torch.equal(a, b)
+        # PyTorch's own sums on a GPU take another order for other strides; 1e-5 is ten units of what is summed.
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 if backend == "reference" else 0)
 
 
 @pytest.mark.parametrize("backend", FUSED)

@@ -183,10 +183,10 @@ def test_ops_pass_opcheck(with_bias, with_mask, backend, device):
     bias = make_bias(1, 2, 6, 6, device=device) if with_bias else None
     key_mask = make_key_mask(2, 6, device) if with_mask else None
     forward = torch.ops.locfast.softcap_attention.default
-    out, lse = forward(q, k, v, CAP, 0.3, key_mask, bias, backend)
+    saved = forward(q, k, v, CAP, 0.3, key_mask, bias, True, backend)
     inputs = [t.clone().requires_grad_() for t in (q, k, v)]
-    torch.library.opcheck(forward, (*inputs, CAP, 0.3, key_mask, bias, backend))
-    arguments = (grad, q, k, v, out, lse, CAP, 0.3, key_mask, bias, with_bias, backend)
+    torch.library.opcheck(forward, (*inputs, CAP, 0.3, key_mask, bias, True, backend))
+    arguments = (grad, q, k, v, *saved, CAP, 0.3, key_mask, bias, with_bias, backend)
     torch.library.opcheck(torch.ops.locfast.softcap_attention_backward.default, arguments)
 
 
