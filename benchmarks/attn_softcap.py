@@ -100,7 +100,7 @@ def options() -> argparse.Namespace:
         nargs="+",
         default=[],
         type=tiles_option,
-        metavar="KERNEL:QxKxWARPSxSTAGES[xREGISTERS]",
+        metavar="KERNEL:OWNxWALKxWARPSxSTAGES[xREGISTERS]",
         help="e.g. forward:128x64x8x3: a row each",
     )
     args = known.parse_args()
@@ -199,7 +199,7 @@ def run_row(
 def present(bench: Bench, args: argparse.Namespace, dtype: torch.dtype) -> list[Contender]:
     """Those that were asked for and can run here; a row for each that cannot."""
     found = []
-    for one in ours(bench.device, dtype, args.tiles):
+    for one in ours(bench.device, args.tiles):
         backend = one.name.split()[1].rstrip(",")
         if _is_wanted(one.name, args.only):
             try:
@@ -222,21 +222,20 @@ def present(bench: Bench, args: argparse.Namespace, dtype: torch.dtype) -> list[
     return found
 
 
-def ours(device: torch.device, dtype: torch.dtype, tiles: list[tuple[str, dict[str, Tiles]]]) -> list[Contender]:
-    """locfast's backends, and the forms of its Triton kernels that are not the default."""
+def ours(device: torch.device, tiles: list[tuple[str, dict[str, Tiles]]]) -> list[Contender]:
+    """locfast's backends, and Triton once more for every tile that was asked for."""
     calls = {name: functools.partial(softcap_attention, backend=name) for name in BACKENDS}
     found = [Contender(f"locfast {name}", call) for name, call in calls.items()]
     if device.type != "cuda":  # the interpreter says nothing about variants that a test does not say better
         return found
-    from locfast.kernels.softcap_attention import triton
-
-    variants = {"one pass": functools.partial(mock.patch.object, triton, "backward_form", "one pass")}
-    if dtype == torch.bfloat16:
-        variants["polynomial"] = functools.partial(mock.patch.object, triton, "bf16_tanh", "polynomial")
-    for asked, override in tiles:
-        variants[asked] = functools.partial(mock.patch.dict, tiles_override, override)
     return found + [
-        Contender(f"locfast triton, {name}", calls["triton"], None, setting) for name, setting in variants.items()
+        Contender(
+            f"locfast triton, {asked}",
+            calls["triton"],
+            None,
+            functools.partial(mock.patch.dict, tiles_override, override),
+        )
+        for asked, override in tiles
     ]
 
 

@@ -32,16 +32,17 @@ class Step:
     """Of the time left, at most: so that tests, which take long to compile, leave some for measuring."""
 
 
-PARITY = (
+TESTS = (
     *("-m", "pytest", "-q", "-p", "no:cacheprovider"),
-    *(("-n", "8") if importlib.util.find_spec("xdist") else ()),  # the time goes into compiling kernels
+    *(("-n", "auto") if importlib.util.find_spec("xdist") else ()),  # the time goes into compiling kernels
     *("--ignore=tests/kernels/test_sm_90.py", "--ignore=tests/kernels/test_launches.py"),  # need no GPU
     "tests/kernels",
 )
 STEPS = (
-    Step("parity", PARITY, takes_options=False, share=0.5),
-    Step("attn_softcap", ("benchmarks/attn_softcap.py",), share=0.9),
+    Step("parity", (*TESTS, "-m", "not slow"), takes_options=False, share=0.6),
+    Step("attn_softcap", ("benchmarks/attn_softcap.py",), share=0.7),
     Step("mask_embeddings", ("benchmarks/mask_embeddings.py",)),
+    Step("product", (*TESTS, "-m", "slow"), takes_options=False),
 )
 
 

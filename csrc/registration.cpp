@@ -9,10 +9,10 @@ STABLE_TORCH_LIBRARY(locfast_C, library) {
   library.def("mask_embeddings_backward(Tensor grad, Tensor visible, int num_prefix_tokens) -> (Tensor, Tensor)");
   library.def(
       "softcap_attention(Tensor q, Tensor k, Tensor v, float? softcap, float scale, Tensor? key_mask, "
-      "int shared_bytes=0, bool polynomial=False) -> (Tensor, Tensor)");
+      "int shared_bytes=0) -> (Tensor, Tensor)");
   library.def(
       "softcap_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, float? softcap, "
-      "float scale, Tensor? key_mask, int shared_bytes=0, bool one_pass=False) -> (Tensor, Tensor, Tensor)");
+      "float scale, Tensor? key_mask, int shared_bytes=0) -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(locfast_C, CPU, library) {

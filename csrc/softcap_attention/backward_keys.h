@@ -8,8 +8,8 @@ namespace locfast::softcap_attention {
 
 template <int kD>
 constexpr bool kHoldKeys = holds_keys(kD);
-template <int kD, bool kOnePass>
-constexpr int kWarpBytes = warp_bytes(kD, kOnePass);
+template <int kD>
+constexpr int kWarpBytes = warp_bytes(kD);
 
 struct alignas(16) TwoStatistics {
   float lse[2], delta[2];  // of queries 2 i and 2 i + 1
@@ -24,16 +24,16 @@ struct KeyState {
   Registers<Warp, Array<bool, 2>> present;
 };
 
-template <bool kOnePass, class Warp, int kD, typename T>
+template <class Warp, int kD, typename T>
 LOCFAST_BODY void begin_keys(const Warp& warp, KeyState<Warp, kD>& state, const BackwardArguments<T>& a,
                              const Head& head, int first, int own) {
   const Rows<const T> k = head.rows(a.k, a.shape.keys, a.key_mask), v = head.rows(a.v, a.shape.keys, a.key_mask);
   const int head_dim = a.shape.head_dim;
-  if constexpr (kWarpBytes<kD, kOnePass> > 0) copy_strip<kD>(warp, own, k, first, head_dim);
   if constexpr (kHoldKeys<kD>) {
     load_operand<kD>(warp, state.k, k, first, head_dim);
     load_operand<kD>(warp, state.v, v, first, head_dim);
   } else {
+    copy_strip<kD>(warp, own, k, first, head_dim);
     copy_strip<kD>(warp, own + 16 * kRowBytes<kD>, v, first, head_dim);
   }
   clear(warp, state.k_grad);
@@ -46,11 +46,9 @@ LOCFAST_BODY void begin_keys(const Warp& warp, KeyState<Warp, kD>& state, const 
 }
 
 // Queries [first, first + 16 kN) of those whose rows, output gradients and statistics start at the three offsets.
-// score_grads [16 keys, 16 kN queries]: what q's gradient still wants to see.
 template <typename T, int kD, int kN, Tanh kTanh, class Warp>
-LOCFAST_BODY void differentiate_queries(const Warp& warp, KeyState<Warp, kD>& state,
-                                        Operand<Warp, 16 * kN>& score_grads, const Cap& cap, int queries, int grads,
-                                        int statistics, int first, int own) {
+LOCFAST_BODY void differentiate_queries(const Warp& warp, KeyState<Warp, kD>& state, const Cap& cap, int queries,
+                                        int grads, int statistics, int first, int own) {
   const auto held_or_shared = [&](const Operand<Warp, kD>& held, int offset) {
     if constexpr (kHoldKeys<kD>) {
       return HeldOperand<Warp, kD>{held};
@@ -77,7 +75,7 @@ LOCFAST_BODY void differentiate_queries(const Warp& warp, KeyState<Warp, kD>& st
       }
     }
   });
-  Operand<Warp, 16 * kN> weights;
+  Operand<Warp, 16 * kN> weights, score_grads;
   pack_operand<T, kN>(warp, weights, scores);
   multiply_into_columns<T, kD, kN>(warp, state.v_grad, weights, grads, first);
   pack_operand<T, kN>(warp, score_grads, weight_grads);
@@ -108,7 +106,7 @@ LOCFAST_BODY void backward_keys(Block& block, const BackwardArguments<T>& a) {
   const auto each_strip = [&](int tile, auto body) {
     block.each_warp([&](const Warp& warp, int index) {
       const int first = 16 * (tile * block.warps() + index);
-      if (first < shape.keys) body(warp, states[index], first, scratch + index * kWarpBytes<kD, false>);
+      if (first < shape.keys) body(warp, states[index], first, scratch + index * kWarpBytes<kD>);
     });
   };
 
@@ -129,7 +127,7 @@ LOCFAST_BODY void backward_keys(Block& block, const BackwardArguments<T>& a) {
       },
       [&](int tile) {
         each_strip(tile, [&](const Warp& warp, KeyState<Warp, kD>& state, int first, int own) {
-          begin_keys<false>(warp, state, a, head, first, own);
+          begin_keys(warp, state, a, head, first, own);
         });
       },
       [&](int tile, int half, int count) {
@@ -137,9 +135,8 @@ LOCFAST_BODY void backward_keys(Block& block, const BackwardArguments<T>& a) {
           const int queries = half * buffer;
           const auto take = [&](auto count, int query) {
             constexpr int kN = decltype(count)::value;
-            Operand<Warp, 16 * kN> score_grads;
-            differentiate_queries<T, kD, kN, kTanh>(warp, state, score_grads, a.cap, queries, queries + grads,
-                                                    queries + statistics, query, own);
+            differentiate_queries<T, kD, kN, kTanh>(warp, state, a.cap, queries, queries + grads, queries + statistics,
+                                                    query, own);
           };
           constexpr int kUnit = kD <= 96 ? 2 : 1;  // strips of queries a warp takes at once: what registers allow
           int query = 0;

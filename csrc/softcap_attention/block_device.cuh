@@ -106,13 +106,6 @@ class DeviceWarp {
     }
   }
 
-  // An 8 x 8 matrix held as one register a lane, transposed.
-  template <int N>
-  LOCFAST_BODY void transpose(Registers<Array<uint32_t, N>>& to, int index, const Registers<Array<uint32_t, N>>& from,
-                              int from_index) const {
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(to.value[index]) : "r"(from.value[from_index]));
-  }
-
   // sum tile `tile` [16, 8] += a block `block` [16, 16] x b tile `half` [16, 8].
   template <typename T, int N, int M>
   LOCFAST_BODY void multiply(Registers<Array<float, N>>& sum, int tile, const Registers<Array<uint32_t, M>>& a,
@@ -147,11 +140,6 @@ class DeviceWarp {
       values.value[r] = fmaxf(values.value[r], __shfl_xor_sync(~0u, values.value[r], 1));
       values.value[r] = fmaxf(values.value[r], __shfl_xor_sync(~0u, values.value[r], 2));
     }
-  }
-
-  template <class Predicate>
-  LOCFAST_BODY bool all(Predicate predicate) const {
-    return __all_sync(~0u, predicate(static_cast<int>(threadIdx.x) % kLanes));
   }
 
   // Two elements in one word, the first in its low half.

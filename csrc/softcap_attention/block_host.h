@@ -132,21 +132,6 @@ class HostWarp {
     load_rows(to, offsets, kTransposed);
   }
 
-  template <int N>
-  void transpose(Registers<Array<uint32_t, N>>& to, int index, const Registers<Array<uint32_t, N>>& from,
-                 int from_index) const {
-    uint16_t matrix[8][8];
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const uint32_t word = from[lane][from_index];
-      matrix[lane / 4][2 * (lane % 4)] = static_cast<uint16_t>(word);
-      matrix[lane / 4][2 * (lane % 4) + 1] = static_cast<uint16_t>(word >> 16);
-    }
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const uint32_t low = matrix[2 * (lane % 4)][lane / 4], high = matrix[2 * (lane % 4) + 1][lane / 4];
-      to[lane][index] = low | high << 16;
-    }
-  }
-
   // mma.m16n8k16. Of a, register i of lane l holds row l / 4 + 8 (i % 2), columns 2 (l % 4) + 8 (i / 2) and the next;
   // of b, register i holds column l / 4, rows 2 (l % 4) + 8 i and the next; of the sum, register i holds row
   // l / 4 + 8 (i / 2), column 2 (l % 4) + i % 2.
@@ -161,13 +146,6 @@ class HostWarp {
   }
   void maximum_over_rows(Registers<Array<float, 2>>& values) const {
     over_rows(values, [](float a, float b) { return std::fmax(a, b); });
-  }
-
-  template <class Predicate>
-  bool all(Predicate predicate) const {
-    bool result = true;
-    for (int lane = 0; lane < kLanes; ++lane) result &= predicate(lane);
-    return result;
   }
 
   template <typename T>

@@ -17,14 +17,11 @@ void run(const BackwardArguments<T>& arguments, BackwardKernel kernel) {
       for (int64_t index = begin; index < end; ++index) {
         block.start(static_cast<int>(index));
         switch (kernel) {
-          case BackwardKernel::kOnePass:
-            backward_one_pass<T, width(), kBackwardTanh<T>>(block, arguments);
-            break;
           case BackwardKernel::kQueries:
-            backward_queries<T, width(), kBackwardTanh<T>>(block, arguments);
+            backward_queries<T, width(), kTanhOf<T>>(block, arguments);
             break;
           case BackwardKernel::kKeys:
-            backward_keys<T, width(), kBackwardTanh<T>>(block, arguments);
+            backward_keys<T, width(), kTanhOf<T>>(block, arguments);
             break;
         }
       }

@@ -9,15 +9,15 @@
 namespace locfast::softcap_attention::cpu {
 
 template <typename T>
-void run(const ForwardArguments<T>& arguments, Softmax softmax, Tanh tanh) {
+void run(const ForwardArguments<T>& arguments, Softmax softmax) {
   std::atomic<const char*> fault = nullptr;
   with_width(arguments.shape.head_dim, [&](auto width) {
-    with_arithmetic<T, width()>(softmax, tanh, [&](auto softmax, auto tanh) {
+    with_softmax<T>(softmax, [&](auto softmax) {
       torch::stable::parallel_for(0, arguments.walk.blocks, 1, [&](int64_t begin, int64_t end) {
         HostBlock block(arguments.walk.warps, arguments.walk.shared_bytes);
         for (int64_t index = begin; index < end; ++index) {
           block.start(static_cast<int>(index));
-          forward<T, width(), softmax(), tanh()>(block, arguments);
+          forward<T, width(), softmax(), kTanhOf<T>>(block, arguments);
         }
         if (block.fault() != nullptr) fault = block.fault();
       });
@@ -26,7 +26,7 @@ void run(const ForwardArguments<T>& arguments, Softmax softmax, Tanh tanh) {
   STD_TORCH_CHECK(fault == nullptr, "softcap_attention: ", fault.load());
 }
 
-template void run(const ForwardArguments<Half>&, Softmax, Tanh);
-template void run(const ForwardArguments<BFloat16>&, Softmax, Tanh);
+template void run(const ForwardArguments<Half>&, Softmax);
+template void run(const ForwardArguments<BFloat16>&, Softmax);
 
 }  // namespace locfast::softcap_attention::cpu

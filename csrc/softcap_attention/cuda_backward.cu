@@ -6,23 +6,16 @@ namespace {
 
 template <typename T, int kD>
 __global__ void __launch_bounds__(kMostWarps * kLanes, 1)
-    one_pass_kernel(const __grid_constant__ BackwardArguments<T> a) {
-  DeviceBlock block;
-  backward_one_pass<T, kD, kBackwardTanh<T>>(block, a);
-}
-
-template <typename T, int kD>
-__global__ void __launch_bounds__(kMostWarps * kLanes, 1)
     queries_kernel(const __grid_constant__ BackwardArguments<T> a) {
   DeviceBlock block;
-  backward_queries<T, kD, kBackwardTanh<T>>(block, a);
+  backward_queries<T, kD, kTanhOf<T>>(block, a);
 }
 
 template <typename T, int kD>
 __global__ void __launch_bounds__(kMostWarps * kLanes, 1)
     keys_kernel(const __grid_constant__ BackwardArguments<T> a) {
   DeviceBlock block;
-  backward_keys<T, kD, kBackwardTanh<T>>(block, a);
+  backward_keys<T, kD, kTanhOf<T>>(block, a);
 }
 
 }  // namespace
@@ -31,8 +24,6 @@ template <typename T>
 const char* run(const BackwardArguments<T>& arguments, BackwardKernel kernel, void* stream) {
   return with_width(arguments.shape.head_dim, [&](auto width) {
     switch (kernel) {
-      case BackwardKernel::kOnePass:
-        return launch(one_pass_kernel<T, width()>, arguments, stream);
       case BackwardKernel::kQueries:
         return launch(queries_kernel<T, width()>, arguments, stream);
       default:

@@ -4,11 +4,11 @@
 namespace locfast::softcap_attention::cuda {
 namespace {
 
-template <typename T, int kD, Softmax kSoftmax, Tanh kTanh>
+template <typename T, int kD, Softmax kSoftmax>
 __global__ void __launch_bounds__(kMostWarps * kLanes, 1)
     forward_kernel(const __grid_constant__ ForwardArguments<T> a) {
   DeviceBlock block;
-  forward<T, kD, kSoftmax, kTanh>(block, a);
+  forward<T, kD, kSoftmax, kTanhOf<T>>(block, a);
 }
 
 }  // namespace
@@ -31,15 +31,15 @@ const char* find_limits(Limits& limits) {
 }
 
 template <typename T>
-const char* run(const ForwardArguments<T>& arguments, Softmax softmax, Tanh tanh, void* stream) {
+const char* run(const ForwardArguments<T>& arguments, Softmax softmax, void* stream) {
   return with_width(arguments.shape.head_dim, [&](auto width) {
-    return with_arithmetic<T, width()>(softmax, tanh, [&](auto softmax, auto tanh) {
-      return launch(forward_kernel<T, width(), softmax(), tanh()>, arguments, stream);
+    return with_softmax<T>(softmax, [&](auto softmax) {
+      return launch(forward_kernel<T, width(), softmax()>, arguments, stream);
     });
   });
 }
 
-template const char* run(const ForwardArguments<Half>&, Softmax, Tanh, void*);
-template const char* run(const ForwardArguments<BFloat16>&, Softmax, Tanh, void*);
+template const char* run(const ForwardArguments<Half>&, Softmax, void*);
+template const char* run(const ForwardArguments<BFloat16>&, Softmax, void*);
 
 }  // namespace locfast::softcap_attention::cuda

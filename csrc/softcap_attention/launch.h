@@ -7,19 +7,19 @@
 #include <type_traits>
 #include <utility>
 
-#include "backward_one_pass.h"
+#include "backward_keys.h"
 #include "forward.h"
 #include "plan.h"
 
 namespace locfast::softcap_attention {
 
-enum class BackwardKernel { kOnePass, kQueries, kKeys };
+enum class BackwardKernel { kQueries, kKeys };
 
 // cuda_forward.cu, cuda_backward.cu: the current device, an error message or nullptr.
 namespace cuda {
 const char* find_limits(Limits& limits);
 template <typename T>
-const char* run(const ForwardArguments<T>& arguments, Softmax softmax, Tanh tanh, void* stream);
+const char* run(const ForwardArguments<T>& arguments, Softmax softmax, void* stream);
 template <typename T>
 const char* run(const BackwardArguments<T>& arguments, BackwardKernel kernel, void* stream);
 }  // namespace cuda
@@ -27,7 +27,7 @@ const char* run(const BackwardArguments<T>& arguments, BackwardKernel kernel, vo
 // cpu_forward.cpp, cpu_backward.cpp.
 namespace cpu {
 template <typename T>
-void run(const ForwardArguments<T>& arguments, Softmax softmax, Tanh tanh);
+void run(const ForwardArguments<T>& arguments, Softmax softmax);
 template <typename T>
 void run(const BackwardArguments<T>& arguments, BackwardKernel kernel);
 }  // namespace cpu
@@ -47,25 +47,16 @@ auto with_width(int head_dim, Body body) {
   }
 }
 
-// What forward kernels there are: fp16 has a running maximum and an accurate tanh; bf16 has the hardware's tanh, and,
-// where the cap bounds the logits and heads are narrow, a polynomial to choose.
-template <typename T, int kD, class Body>
-auto with_arithmetic(Softmax softmax, Tanh tanh, Body body) {
-  using Bounded = std::integral_constant<Softmax, Softmax::kBounded>;
-  using Online = std::integral_constant<Softmax, Softmax::kOnline>;
-  if constexpr (std::is_same_v<T, torch::headeronly::Half>) {
-    return body(Online{}, std::integral_constant<Tanh, Tanh::kAccurate>{});
-  } else {
-    using Hardware = std::integral_constant<Tanh, Tanh::kHardware>;
-    if (softmax == Softmax::kOnline) return body(Online{}, Hardware{});
-    if constexpr (kD <= kWidestPolynomial) {
-      if (tanh == Tanh::kPolynomial) return body(Bounded{}, std::integral_constant<Tanh, Tanh::kPolynomial>{});
-    }
-    return body(Bounded{}, Hardware{});
-  }
-}
-
 template <typename T>
-constexpr Tanh kBackwardTanh = std::is_same_v<T, torch::headeronly::Half> ? Tanh::kAccurate : Tanh::kHardware;
+constexpr Tanh kTanhOf = std::is_same_v<T, torch::headeronly::Half> ? Tanh::kAccurate : Tanh::kHardware;
+
+// Calls body with the softmax as a constant; fp16 always has a running maximum.
+template <typename T, class Body>
+auto with_softmax(Softmax softmax, Body body) {
+  if constexpr (std::is_same_v<T, torch::headeronly::BFloat16>) {
+    if (softmax == Softmax::kBounded) return body(std::integral_constant<Softmax, Softmax::kBounded>{});
+  }
+  return body(std::integral_constant<Softmax, Softmax::kOnline>{});
+}
 
 }  // namespace locfast::softcap_attention

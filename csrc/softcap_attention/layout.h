@@ -21,21 +21,7 @@ constexpr int kStatisticBytes = 8;  // of one query: its lse (in units of log 2)
 // read again and again from the warp's own place in shared memory.
 constexpr bool holds_keys(int width) { return width <= 80; }
 
-// That place: keys (the one-pass form multiplies by them from the other side too) and values.
-constexpr int warp_bytes(int width, bool one_pass) {
-  return (holds_keys(width) ? (one_pass ? 1 : 0) : 2) * 16 * row_bytes(width);
-}
-
-// The one-pass backward: q, its output gradient, statistics, the sums of q's gradient, then the warps' own places.
-struct OnePassLayout {
-  int grads, statistics, sums, scratch;
-  LOCFAST_BOTH OnePassLayout(int width, int queries) {
-    const int rows = (queries + 15) / 16 * 16;
-    grads = rows * (2 * width + 16);
-    statistics = 2 * grads;
-    sums = statistics + rows * kStatisticBytes;
-    scratch = sums + rows * width * static_cast<int>(sizeof(float));
-  }
-};
+// That place: keys and values.
+constexpr int warp_bytes(int width) { return holds_keys(width) ? 0 : 2 * 16 * row_bytes(width); }
 
 }  // namespace locfast::softcap_attention

@@ -124,12 +124,9 @@ void execute(const Tensor& tensor, Body body) {
 }  // namespace
 
 std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v, std::optional<double> softcap,
-                                   double scale, const std::optional<Tensor>& key_mask, int64_t shared_bytes,
-                                   bool polynomial) {
+                                   double scale, const std::optional<Tensor>& key_mask, int64_t shared_bytes) {
   const Shape shape = check_shapes(q, k, v, key_mask);
   const Cap cap = check_cap(softcap, scale);
-  check(!polynomial || shape.head_dim <= kWidestPolynomial, "head dim ", shape.head_dim,
-        ": the polynomial tanh is there up to ", kWidestPolynomial);
   Tensor out = empty_like_rows(q);
   Tensor lse = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, ScalarType::Float);
   execute(q, [&](auto* type, auto run) {
@@ -140,15 +137,14 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
     const bool bounded = std::is_same_v<T, BFloat16> && cap.capped && *softcap <= kLargestBoundedCap;
     run(ForwardArguments<T>{elements<const T>(q), elements<const T>(k), elements<const T>(v), mask_of(key_mask),
                             elements<T>(out), static_cast<float*>(lse.data_ptr()), shape, walk, cap},
-        bounded ? Softmax::kBounded : Softmax::kOnline, polynomial ? Tanh::kPolynomial : Tanh::kHardware);
+        bounded ? Softmax::kBounded : Softmax::kOnline);
   });
   return {out, lse};
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v,
                                             const Tensor& out, const Tensor& lse, std::optional<double> softcap,
-                                            double scale, const std::optional<Tensor>& key_mask,
-                                            int64_t shared_bytes, bool one_pass) {
+                                            double scale, const std::optional<Tensor>& key_mask, int64_t shared_bytes) {
   const Shape shape = check_shapes(q, k, v, key_mask);
   Cap cap = check_cap(softcap, scale);
   // The weight of a single key is 1 whatever its score: no gradient, not even the noise of two roundings.
@@ -171,13 +167,6 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& q,
                                    elements<const T>(v), elements<const T>(out),
                                    static_cast<const float*>(lse.data_ptr()), mask_of(key_mask), elements<T>(q_grad),
                                    elements<T>(k_grad), elements<T>(v_grad), nullptr, shape, {}, cap};
-    if (one_pass && shape.keys > 0) {
-      arguments.walk = plan_one_pass(shape, width, limits);
-      check(arguments.walk.blocks >= 0, "one pass over ", shape.queries, " queries of head dim ", shape.head_dim,
-            " does not fit ", limits.block_bytes, " bytes of shared memory");
-      check_plan(arguments.walk, limits);
-      return run(arguments, BackwardKernel::kOnePass);
-    }
     Tensor delta = torch::stable::new_empty(lse, {q.size(0), q.size(1), q.size(2)});
     arguments.delta = static_cast<float*>(delta.data_ptr());
     arguments.walk = plan_queries(shape, width, limits);

@@ -80,21 +80,7 @@ inline Walk plan_queries(const Shape& shape, int width, const Limits& limits) {
 inline Walk plan_keys(const Shape& shape, int width, const Limits& limits) {
   return plan_walk(int64_t{shape.batch} * shape.heads, shape.keys, shape.queries, limits,
                    [&](int chunk) { return int64_t{chunk} * (2 * row_bytes(width) + kStatisticBytes); },
-                   warp_bytes(width, false));
-}
-
-// A block takes a head; its warps take equal numbers of key strips. blocks is -1 where a head does not fit.
-inline Walk plan_one_pass(const Shape& shape, int width, const Limits& limits) {
-  Walk walk{};
-  const int64_t strips = ceil_div(shape.keys, 16);
-  walk.tiles = static_cast<int>(ceil_div(strips, kMostWarps));
-  walk.warps = static_cast<int>(ceil_div(strips, std::max(walk.tiles, 1)));
-  walk.splits = walk.chunks = 1;
-  walk.blocks = -1;
-  if (shape.keys == 0 || shape.queries > 16384) return walk;  // beyond, bytes would not fit an int
-  walk.shared_bytes = OnePassLayout(width, shape.queries).scratch + int64_t{walk.warps} * warp_bytes(width, true);
-  if (walk.shared_bytes <= limits.block_bytes) walk.blocks = int64_t{shape.batch} * shape.heads;
-  return walk;
+                   warp_bytes(width));
 }
 
 }  // namespace locfast::softcap_attention

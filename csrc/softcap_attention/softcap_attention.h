@@ -10,12 +10,10 @@
 #define LOCFAST_BODY __device__ __forceinline__
 #define LOCFAST_BOTH __host__ __device__ __forceinline__
 #define LOCFAST_UNROLL _Pragma("unroll")
-#define LOCFAST_UNROLL_2 _Pragma("unroll 2")
 #else
 #define LOCFAST_BODY inline
 #define LOCFAST_BOTH inline
 #define LOCFAST_UNROLL
-#define LOCFAST_UNROLL_2
 #endif
 
 namespace locfast::softcap_attention {
@@ -119,22 +117,9 @@ enum class Softmax {
 };
 
 enum class Tanh {
-  kHardware,    // tanh.approx.f32: 11 bits, for bf16
-  kPolynomial,  // on the FMA pipes where |x| <= 1 throughout a warp, the hardware's otherwise
-  kAccurate,    // absolute and relative error 2e-7: fp16, where 11 bits would show
+  kHardware,  // tanh.approx.f32: 11 bits, for bf16
+  kAccurate,  // absolute and relative error 2e-7: fp16, where 11 bits would show
 };
-
-// The widest heads with a polynomial to choose: wider ones have too many products a score for the tanh to matter.
-constexpr int kWidestPolynomial = 80;
-
-// Odd, degree 9; error 2.8e-6 for |x| <= 1 (minimax, fitted here).
-LOCFAST_BODY float polynomial_tanh(float x) {
-  const float u = x * x;
-  float sum = fmaf(u, 8.36584996e-3f, -4.32997942e-2f);
-  sum = fmaf(u, sum, 0.129220620f);
-  sum = fmaf(u, sum, -0.332658231f);
-  return x * fmaf(u, sum, 0.999968469f);
-}
 
 // Near zero x + x^3 P(x^2) (minimax on [0, 0.625], relative error 4e-9 before rounding), so that small logits keep
 // their relative accuracy; further out 1 - 2 / (1 + e^2|x|), which rises to 1 and stays there.

@@ -199,21 +199,6 @@ LOCFAST_BODY void cap_scores(const Warp& warp, Fragment& scores, const Cap& cap)
     LOCFAST_UNROLL
     for (int i = 0; i < N; ++i) scores[lane][i] *= cap.inner;
   });
-  if constexpr (kTanh == Tanh::kPolynomial) {
-    const bool small = warp.all([&](int lane) {
-      float largest = 0.0f;
-      LOCFAST_UNROLL
-      for (int i = 0; i < N; ++i) largest = fmaxf(largest, fabsf(scores[lane][i]));
-      return largest <= 1.0f;
-    });
-    if (small) {
-      warp.each_lane([&](int lane) {
-        LOCFAST_UNROLL
-        for (int i = 0; i < N; ++i) scores[lane][i] = polynomial_tanh(scores[lane][i]);
-      });
-      return;
-    }
-  }
   warp.each_lane([&](int lane) {
     LOCFAST_UNROLL
     for (int i = 0; i < N; ++i) {

@@ -9,10 +9,6 @@ from .. import _backend
 
 SHARED_BYTES = 0
 """Shared memory that a block may take; 0: all that the device has. Less makes keys stream through it (for tests)."""
-BACKWARD_FORM = "two kernels"
-"""two kernels, or one pass where a head fits a block's shared memory (an error elsewhere). One pass is not the default
-and only there to be measured: its delta comes from the rounded output, and where one key takes nearly all of a row, the
-gradients of q and k err up to 2.7 times as much as they may in fp16."""
 MAX_HEAD_DIM = 128
 ROW_ALIGNMENT = 16
 """Rows are read in packs of this many bytes."""
@@ -50,9 +46,8 @@ def softcap_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """grad and out [B, H, Tq, D], lse [B, H, Tq]  ->  gradients of q [B, H, Tq, D], k and v [B, H, Tk, D]."""
     grad, q, k, v, out = (_aligned(t) for t in (grad, q, k, v, out))
-    one_pass = BACKWARD_FORM == "one pass"
     q_grad, k_grad, v_grad = torch.ops.locfast_C.softcap_attention_backward(
-        grad, q, k, v, out, lse.contiguous(), softcap, scale, key_mask, SHARED_BYTES, one_pass
+        grad, q, k, v, out, lse.contiguous(), softcap, scale, key_mask, SHARED_BYTES
     )
     return q_grad, k_grad, v_grad
 

@@ -72,7 +72,7 @@ def _backward(
             )
     else:
         grad, q, k, v = (_with_unit_stride(t) for t in (grad, q, k, v))
-        saved = [_as_the_forward_laid_it(out), lse.contiguous()]
+        saved: list[Tensor | None] = [_as_the_forward_laid_it(out), lse.contiguous()]
         if backend == "triton":
             saved.append(_as_the_forward_laid_it(rest) if rest.numel() else None)
         with torch.cuda.device_of(q):

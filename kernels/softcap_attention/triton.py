@@ -18,16 +18,13 @@ from .._variants import Variant
 from .layout import heads_inside_tokens
 from .triton_backward import _backward_kv_kernel, _backward_q_kernel
 from .triton_forward import _forward_kernel
-from .triton_tiles import Tiles, architecture, tiles, tiles_override
+from .triton_tiles import WGMMA, Tiles, architecture, tiles, tiles_override
 
 LOG2E = math.log2(math.e)
 MAX_SHIFTED_CAP = 80.0
 """Caps up to here need no running maximum: exp(2 cap - 87), times 8192 keys, times values of 100, stays within fp32."""
 MAX_EXPONENTIAL_CAP = 256.0
 """fp16 caps up to here: an absolute error of 1.2e-7 in tanh is one of 3e-5 in a logit, an eighth of fp16's rounding."""
-
-bf16_tanh = "hardware"
-"""hardware or polynomial: how bf16 takes its tanh."""
 
 
 def softcap_attention(
@@ -49,7 +46,7 @@ def softcap_attention(
     rest = heads_inside_tokens(q) if keeps_rest else q.new_empty(0)
     if out.numel() == 0:
         return out, lse, rest
-    cut = tiles("forward", head_dim, q.dtype, queries, architecture(q.device))
+    cut = tiles("forward_rest" if keeps_rest else "forward", head_dim, q.dtype, queries, architecture(q.device))
     shift = _shift(softcap, q.dtype)
     align = _alignment(q, k, v, out)
     constants = _constants(cut, head_dim, q.dtype, queries, k.shape[2], softcap, key_mask is not None)
@@ -179,7 +176,7 @@ def _tanh(softcap: float | None, dtype: torch.dtype) -> str:
     if softcap is None:
         return "none"
     if dtype == torch.bfloat16:
-        return bf16_tanh
+        return "hardware"
     return "exponential" if dtype == torch.float16 and softcap <= MAX_EXPONENTIAL_CAP else "accurate"
 
 
@@ -223,6 +220,7 @@ def variants() -> list[Variant]:
 
 _KERNELS: dict[str, Callable[..., Any]] = {
     "forward": _forward_kernel,
+    "forward_rest": _forward_kernel,
     "backward_q": _backward_q_kernel,
     "backward_kv": _backward_kv_kernel,
 }
@@ -232,10 +230,10 @@ def _variant(name: str, kernel: Any, dtype: torch.dtype, head_dim: int, tokens: 
     cut, softcap = tiles(name, head_dim, dtype, tokens, arch), 30.0
     constants = _constants(cut, head_dim, dtype, tokens, tokens, softcap, False)
     constants["ALIGN"] = 16 // dtype.itemsize
-    if name == "forward":
+    if kernel is _forward_kernel:
         constants["ONLINE"] = _shift(softcap, dtype) is None
-    if name in ("forward", "backward_q"):
-        constants["HAS_REST"] = dtype != torch.float32
+    if name != "backward_kv":
+        constants["HAS_REST"] = name != "forward" and dtype != torch.float32
     short = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
     options = _options(cut)
     types = {}
@@ -265,4 +263,4 @@ def _variant(name: str, kernel: Any, dtype: torch.dtype, head_dim: int, tokens: 
     )
 
 
-__all__ = ["Tiles", "softcap_attention", "softcap_attention_backward", "tiles_override", "variants"]
+__all__ = ["WGMMA", "Tiles", "softcap_attention", "softcap_attention_backward", "tiles_override", "variants"]

@@ -38,7 +38,7 @@ def _forward_keys(
         finite = tl.where(above == -float("inf"), 0.0, above)  # a row that has seen no key yet
         weights = power_of_two(logits - finite[:, None], ACCURATE)
         shrink = power_of_two(highest - finite, ACCURATE)
-        total = total * shrink
+        total = total * shrink[:, None]
         acc0 = acc0 * shrink[:, None]
         if D1 > 0:
             acc1 = acc1 * shrink[:, None]
@@ -51,24 +51,25 @@ def _forward_keys(
         rounded, weights = round_and_widen(weights, v0.dtype)
     else:
         rounded = weights.to(v0.dtype)
-    total += tl.sum(weights, 1)
+    # Columns eight apart lie in one thread: lanes need not meet before the end of the walk.
+    total += tl.sum(tl.reshape(weights, (weights.shape[0], BLOCK // 8, 8)), 1)
     acc0, acc1 = accumulate(rounded, v0, v1, acc0, acc1, D1, PRECISION)
     return acc0, acc1, total, highest
 
 
 @triton.jit
 def _forward_rows(
-    first, q_ptr, k_ptr, v_ptr, mask_ptr, out_ptr, rest_ptr, lse_ptr, TQ, TK, q_stride, k_stride, v_stride, out_stride,
-    scale, cap, shift, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, ROWS: tl.constexpr, WALK: tl.constexpr,
-    WALK_TAIL: tl.constexpr, TANH: tl.constexpr, ONLINE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_REST: tl.constexpr,
-    CHECK: tl.constexpr, PRECISION: tl.constexpr,
+    first, q_ptr, k_ptr, v_ptr, mask_ptr, out_ptr, rest_ptr, lse_ptr, out_start, lse_start, TQ, TK, q_stride, k_stride,
+    v_stride, out_stride, scale, cap, shift, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, ROWS: tl.constexpr,
+    WALK: tl.constexpr, WALK_TAIL: tl.constexpr, TANH: tl.constexpr, ONLINE: tl.constexpr, HAS_MASK: tl.constexpr,
+    HAS_REST: tl.constexpr, CHECK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Output and log-sum-exp of ROWS queries from `first` of one head; CHECK where some may lie beyond the last."""
     row = first + tl.arange(0, ROWS)
     inside = row < TQ
     q0, q1 = load_parts(q_ptr, row, q_stride, inside, CHECK, D, D0, D1)
     acc0, acc1 = zeros_parts(ROWS, D0, D1)
-    total = tl.zeros((ROWS,), tl.float32)
+    total = tl.zeros((ROWS, 8), tl.float32)
     highest = tl.full((ROWS,), -float("inf"), tl.float32)
     full = TK // WALK * WALK
     for start in range(0, full, WALK):
@@ -84,9 +85,10 @@ def _forward_rows(
     # Rows counted from `first` again: their numbers would take registers all through the loop.
     row = tl.arange(0, ROWS)
     inside = row < TQ - first
-    out_ptr += first.to(tl.int64) * out_stride
-    rest_ptr += first.to(tl.int64) * out_stride
-    lse_ptr += first
+    out_ptr += out_start
+    rest_ptr += out_start
+    lse_ptr += lse_start
+    total = tl.sum(total, 1)
     seen = total > 0.0  # a row whose keys are all hidden: zeros, and a log-sum-exp that gives its weights zero again
     total = tl.where(seen, total, 1.0)
     share = tl.div_rn(1.0, total)[:, None]
@@ -152,20 +154,19 @@ def _forward_kernel(
     q_ptr += (batch * q_batch + head * q_head) * ALIGN
     k_ptr += (batch * k_batch + head * k_head) * ALIGN
     v_ptr += (batch * v_batch + head * v_head) * ALIGN
-    out_ptr += (batch * out_batch + head * out_head) * ALIGN
-    rest_ptr += (batch * out_batch + head * out_head) * ALIGN
     mask_ptr += batch * TK
-    lse_ptr += pair.to(tl.int64) * TQ
     first = tl.program_id(0) % blocks * OWN
+    out_start = (batch * out_batch + head * out_head) * ALIGN + first.to(tl.int64) * out_token
+    lse_start = pair.to(tl.int64) * TQ + first
     if OWN_TAIL > 0 and first + OWN > TQ:
         _forward_rows(
-            first, q_ptr, k_ptr, v_ptr, mask_ptr, out_ptr, rest_ptr, lse_ptr, TQ, TK, q_token, k_token, v_token,
-            out_token, scale, cap, shift, D, D0, D1, OWN_TAIL, WALK, WALK_TAIL, TANH, ONLINE, HAS_MASK, HAS_REST, True,
-            PRECISION,
+            first, q_ptr, k_ptr, v_ptr, mask_ptr, out_ptr, rest_ptr, lse_ptr, out_start, lse_start, TQ, TK, q_token,
+            k_token, v_token, out_token, scale, cap, shift, D, D0, D1, OWN_TAIL, WALK, WALK_TAIL, TANH, ONLINE,
+            HAS_MASK, HAS_REST, True, PRECISION,
         )  # fmt: skip
     else:
         _forward_rows(
-            first, q_ptr, k_ptr, v_ptr, mask_ptr, out_ptr, rest_ptr, lse_ptr, TQ, TK, q_token, k_token, v_token,
-            out_token, scale, cap, shift, D, D0, D1, OWN, WALK, WALK_TAIL, TANH, ONLINE, HAS_MASK, HAS_REST,
-            OWN_TAIL == 0, PRECISION,
+            first, q_ptr, k_ptr, v_ptr, mask_ptr, out_ptr, rest_ptr, lse_ptr, out_start, lse_start, TQ, TK, q_token,
+            k_token, v_token, out_token, scale, cap, shift, D, D0, D1, OWN, WALK, WALK_TAIL, TANH, ONLINE, HAS_MASK,
+            HAS_REST, OWN_TAIL == 0, PRECISION,
         )  # fmt: skip

@@ -34,22 +34,6 @@ def _hardware_tanh(x):
 
 
 @triton.jit
-def _polynomial_tanh(x):
-    """Off the special-function unit where a whole tile lies within |x| <= 1; on it otherwise.
-
-    Degree 7 errs by 3.3e-5, a seventh of what the hardware may, and takes fewer issue slots than degree 9 would.
-    """
-    if tl.max(tl.max(tl.abs(x), 1), 0) <= 1.0:
-        square = x * x
-        p = -0.0246541229 * square + 0.115413879
-        p = p * square - 0.328892056
-        tanh = x * (p * square + 0.999693776)
-    else:
-        tanh = _hardware_tanh(x)
-    return tanh
-
-
-@triton.jit
 def _exponential_tanh(x):
     """To 1e-7 absolutely, enough where products are rounded to 11 bits: two special functions and no selection."""
     return 1.0 - 2.0 / (tl.exp2(x * (2.0 * LOG2E)) + 1.0)
@@ -75,8 +59,6 @@ def squash(scores, scale, TANH: tl.constexpr):
     x = scores * scale
     if TANH == "hardware":
         x = _hardware_tanh(x)
-    elif TANH == "polynomial":
-        x = _polynomial_tanh(x)
     elif TANH == "exponential":
         x = _exponential_tanh(x)
     elif TANH == "accurate":
@@ -107,7 +89,7 @@ def round_and_widen(x, KIND: tl.constexpr):
 
     In assembly because Triton compiles such a pair to one conversion for each element, on the special-function unit.
     """
-    if KIND == tl.bfloat16:
+    if KIND == tl.bfloat16:  # noqa: SIM300
         y, z = tl.inline_asm_elementwise(
             ROUND_BF16, "=r,=f,=f,f,f", [x], dtype=(tl.bfloat16, tl.float32), is_pure=True, pack=2
         )

@@ -60,20 +60,17 @@ def test_every_form_that_is_asked_for_holds_while_its_row_is_measured_and_no_lon
     from locfast.kernels.softcap_attention import triton
 
     def state():
-        return triton.backward_form, triton.bf16_tanh, triton.tiles("forward", 64, torch.bfloat16, 577, 90)
+        return triton.tiles("forward", 64, torch.bfloat16, 577, 90)
 
     default = state()
     asked = attn_softcap.tiles_option("forward:32x32x4x1")
-    found = attn_softcap.ours(torch.device("cuda"), torch.bfloat16, [asked])
+    found = attn_softcap.ours(torch.device("cuda"), [asked])
     held = {}
     for one in found:
         with one.setting():
             held[one.name] = state()
-    form, tanh, tiles = default
     assert {name: now for name, now in held.items() if now != default} == {
-        "locfast triton, one pass": ("one pass", tanh, tiles),
-        "locfast triton, polynomial": (form, "polynomial", tiles),
-        "locfast triton, forward:32x32x4x1": (form, tanh, triton.Tiles(32, 32, 4, 1)),
+        "locfast triton, forward:32x32x4x1": triton.Tiles(32, 32, 4, 1)
     }
     assert state() == default
 
@@ -191,7 +188,7 @@ def test_wider_heads_have_their_own_factors():
 
 def test_no_target_is_decided_by_other_dtypes_or_variants():
     assert targets([row("locfast triton", 1.0, dtype="fp16"), row("flex exact", 2.0, dtype="fp16")]) == []
-    (one, *_) = targets([row("locfast triton, polynomial", 1.0), row("flex exact", 2.0)])
+    (one, *_) = targets([row("locfast triton, forward:32x32x4x1", 1.0), row("flex exact", 2.0)])
     assert one.verdict == "not compared"
 
 

@@ -3,7 +3,7 @@ import json
 import pytest
 import report
 import suite
-from _results import Measurement, Row, slug, sources_hash
+from _results import Measurement, Row, commit, slug, sources_hash
 
 
 @pytest.fixture
@@ -138,10 +138,15 @@ def test_a_step_gets_its_share_of_the_budget_and_leaves_the_rest(tmp_path):
 
 
 def test_suite_measures_in_order_of_worth():
-    assert [one.name for one in suite.STEPS] == ["parity", "attn_softcap", "mask_embeddings"]
+    assert [one.name for one in suite.STEPS] == ["parity", "attn_softcap", "mask_embeddings", "product"]
 
 
 def test_suite_stops_at_its_budget_and_lists_what_it_did_not_reach(tmp_path):
     steps = [step("slow", "import time; time.sleep(30)"), step("next", "pass")]
     assert suite.run(steps, tmp_path, budget=0.5) == []
     assert outcomes(tmp_path) == {"slow": "cut off by the budget", "next": "not reached"}
+
+
+def test_a_copy_without_history_is_told_its_commit(monkeypatch):
+    monkeypatch.setenv("LOCFAST_COMMIT", "0123abcd")
+    assert commit() == ("0123abcd", False)
