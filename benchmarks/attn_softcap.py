@@ -11,9 +11,11 @@ import argparse
 import contextlib
 import functools
 import math
+import multiprocessing
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -73,6 +75,8 @@ def main() -> None:
         asked = f"--cases {' '.join(args.cases)}" if not cases else f"--only {' '.join(args.only)}"
         print(f"nothing to measure: no name contains what {asked} asks for", file=sys.stderr)
         sys.exit(2)
+    if bench.device.type == "cuda" and args.tiles:
+        compile_tiles(args, list(cases.values()), DTYPES[dtype])
     for name, who in in_order_of_worth(list(cases), contenders):
         run_case(bench, args, name, cases[name], dtype, who)
     bench.finish()
@@ -119,6 +123,24 @@ def tiles_option(text: str) -> tuple[str, dict[str, Tiles]]:
     if cut is None or kernel not in WGMMA:
         raise argparse.ArgumentTypeError(f"{text!r}: want e.g. forward:128x64x8x3, of one of {', '.join(WGMMA)}")
     return text, {kernel: cut}
+
+
+def compile_tiles(args: argparse.Namespace, shapes: list[Shape], dtype: torch.dtype) -> None:
+    """Fill Triton's cache from all cores: seconds for dozens of tiles, which one process would compile in turn."""
+    jobs = [(shape, dtype, args.device, args.softcap, override) for shape in shapes for _, override in args.tiles]
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        for _ in pool.map(_compile, jobs):
+            pass
+
+
+def _compile(job: tuple[Shape, torch.dtype, str, float, dict[str, Tiles]]) -> None:
+    shape, dtype, device, softcap, override = job
+    # One image would compile other forms: its stride is not looked at.
+    inputs = Inputs(replace(shape, batch=2), dtype, torch.device(device), deviation=3.0)
+    call = functools.partial(softcap_attention, softcap=softcap, scale=shape.head_dim**-0.5, backend="triton")
+    with mock.patch.dict(tiles_override, override), contextlib.suppress(Exception):  # the row of that tile will say why
+        inputs.forward(call)
+        inputs.forward_and_backward(call)
 
 
 def in_order_of_worth(cases: list[str], contenders: list[Contender]) -> list[tuple[str, list[Contender]]]:

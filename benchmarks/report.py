@@ -76,7 +76,7 @@ def section(measurement: Measurement, chart: Path) -> str:
         lines.append(f"![{measurement.benchmark}: time against tokens]({_from_page(chart)})\n")
     wanted = table(targets(measurement.rows))
     if wanted:
-        lines += [*wanted, ""]
+        lines += (["Of the older kernel:\n"] if changed else []) + [*wanted, ""]
     if all(row.ms is None and row.peak_mib is not None for row in measurement.rows):
         lines += ["| case | direction | who | peak MiB | |", "|---|---|---|---|---|"]
         lines += [memory_row(row, bool(changed)) for row in measurement.rows]

@@ -33,7 +33,7 @@ class Step:
 
 
 TESTS = (
-    *("-m", "pytest", "-q", "-p", "no:cacheprovider"),
+    *("-m", "pytest", "-v", "-p", "no:cacheprovider"),  # names as they come: a summary is lost where time runs out
     *(("-n", "auto") if importlib.util.find_spec("xdist") else ()),  # the time goes into compiling kernels
     *("--ignore=tests/kernels/test_sm_90.py", "--ignore=tests/kernels/test_launches.py"),  # need no GPU
     "tests/kernels",

@@ -216,3 +216,11 @@ def test_what_cannot_be_measured_is_told_in_one_message(arguments, told, tmp_pat
     with pytest.raises(SystemExit, match="2"):
         attn_softcap.main()
     assert told in capsys.readouterr().err
+
+
+def test_tiles_are_compiled_at_every_shape_and_one_that_does_not_compile_stops_nothing():
+    pytest.importorskip("triton")
+    asked = [attn_softcap.tiles_option(text)[1] for text in ("forward:32x32x4x1", "forward:3x5x4x1")]
+    for override in asked:
+        attn_softcap._compile((SHAPE, torch.float32, "cpu", 30.0, override))
+        assert attn_softcap.tiles_override == {}
