@@ -23,8 +23,11 @@ from .triton_tiles import WGMMA, Tiles, architecture, tiles, tiles_override
 LOG2E = math.log2(math.e)
 MAX_SHIFTED_CAP = 80.0
 """Caps up to here need no running maximum: exp(2 cap - 87), times 8192 keys, times values of 100, stays within fp32."""
+MAX_HARDWARE_CAP = 40.0
+"""bf16 caps up to here may take the hardware's tanh. It errs by up to 2^-11, and a logit by that times the cap: at 30
+less than the kernel's other roundings do, at 50 nearly all that the tolerance has for all of them together."""
 MAX_EXPONENTIAL_CAP = 256.0
-"""fp16 caps up to here: an absolute error of 1.2e-7 in tanh is one of 3e-5 in a logit, an eighth of fp16's rounding."""
+"""16-bit caps up to here: an absolute error of 1.2e-7 in tanh is one of 3e-5 in a logit, an eighth of fp16's."""
 
 
 def softcap_attention(
@@ -46,7 +49,7 @@ def softcap_attention(
     rest = heads_inside_tokens(q) if keeps_rest else q.new_empty(0)
     if out.numel() == 0:
         return out, lse, rest
-    cut = tiles("forward_rest" if keeps_rest else "forward", head_dim, q.dtype, queries, architecture(q.device))
+    cut = tiles("forward", head_dim, q.dtype, queries, architecture(q.device))
     shift = _shift(softcap, q.dtype)
     align = _alignment(q, k, v, out)
     constants = _constants(cut, head_dim, q.dtype, queries, k.shape[2], softcap, key_mask is not None)
@@ -175,9 +178,9 @@ def _tanh(softcap: float | None, dtype: torch.dtype) -> str:
     """Which of triton_parts's a kernel takes: the cheapest that the dtype's own rounding hides."""
     if softcap is None:
         return "none"
-    if dtype == torch.bfloat16:
+    if dtype == torch.bfloat16 and softcap <= MAX_HARDWARE_CAP:
         return "hardware"
-    return "exponential" if dtype == torch.float16 and softcap <= MAX_EXPONENTIAL_CAP else "accurate"
+    return "exponential" if dtype != torch.float32 and softcap <= MAX_EXPONENTIAL_CAP else "accurate"
 
 
 def _options(cut: Tiles) -> dict[str, Any]:
@@ -220,14 +223,14 @@ def variants() -> list[Variant]:
 
 _KERNELS: dict[str, Callable[..., Any]] = {
     "forward": _forward_kernel,
-    "forward_rest": _forward_kernel,
+    "forward_rest": _forward_kernel,  # where a backward is to come
     "backward_q": _backward_q_kernel,
     "backward_kv": _backward_kv_kernel,
 }
 
 
 def _variant(name: str, kernel: Any, dtype: torch.dtype, head_dim: int, tokens: int, arch: int) -> Variant:
-    cut, softcap = tiles(name, head_dim, dtype, tokens, arch), 30.0
+    cut, softcap = tiles(name.removesuffix("_rest"), head_dim, dtype, tokens, arch), 30.0
     constants = _constants(cut, head_dim, dtype, tokens, tokens, softcap, False)
     constants["ALIGN"] = 16 // dtype.itemsize
     if kernel is _forward_kernel:

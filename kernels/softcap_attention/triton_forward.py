@@ -38,7 +38,7 @@ def _forward_keys(
         finite = tl.where(above == -float("inf"), 0.0, above)  # a row that has seen no key yet
         weights = power_of_two(logits - finite[:, None], ACCURATE)
         shrink = power_of_two(highest - finite, ACCURATE)
-        total = total * shrink[:, None]
+        total = total * shrink
         acc0 = acc0 * shrink[:, None]
         if D1 > 0:
             acc1 = acc1 * shrink[:, None]
@@ -51,8 +51,7 @@ def _forward_keys(
         rounded, weights = round_and_widen(weights, v0.dtype)
     else:
         rounded = weights.to(v0.dtype)
-    # Columns eight apart lie in one thread: lanes need not meet before the end of the walk.
-    total += tl.sum(tl.reshape(weights, (weights.shape[0], BLOCK // 8, 8)), 1)
+    total += tl.sum(weights, 1)
     acc0, acc1 = accumulate(rounded, v0, v1, acc0, acc1, D1, PRECISION)
     return acc0, acc1, total, highest
 
@@ -69,7 +68,7 @@ def _forward_rows(
     inside = row < TQ
     q0, q1 = load_parts(q_ptr, row, q_stride, inside, CHECK, D, D0, D1)
     acc0, acc1 = zeros_parts(ROWS, D0, D1)
-    total = tl.zeros((ROWS, 8), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
     highest = tl.full((ROWS,), -float("inf"), tl.float32)
     full = TK // WALK * WALK
     for start in range(0, full, WALK):
@@ -88,7 +87,6 @@ def _forward_rows(
     out_ptr += out_start
     rest_ptr += out_start
     lse_ptr += lse_start
-    total = tl.sum(total, 1)
     seen = total > 0.0  # a row whose keys are all hidden: zeros, and a log-sum-exp that gives its weights zero again
     total = tl.where(seen, total, 1.0)
     share = tl.div_rn(1.0, total)[:, None]

@@ -1,7 +1,7 @@
 """How the Triton kernels of soft-capped attention are cut, by kernel, dtype, head dim, length and GPU.
 
-Chosen by what the compiler shows, registers and spills and shared memory (docs/kernels/softcap_attention.md); not
-measured on a GPU yet.
+For head dims 64 and 72 in bf16 chosen by sweeps on an H100 (benchmarks/results/nvidia-h100-80gb-hbm3/tiles), for others
+by what the compiler shows: registers, spills and shared memory (docs/kernels/softcap_attention.md).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 class Tiles:
     """Rows that a program owns and rows of a step of its walk, its warps, depth of its load pipeline.
 
-    Forwards and backward_q own queries and walk over keys, backward_kv owns keys and walks over queries.
+    Forward and backward_q own queries and walk over keys, backward_kv owns keys and walks over queries.
     """
 
     own: int
@@ -37,7 +37,7 @@ WIDTHS = (64, 96, 128, 256)
 
 WGMMA: dict[str, tuple[Candidates, ...]] = {
     "forward": (
-        (Tiles(64, 32, 4, 3, 80),),
+        (Tiles(64, 32, 4, 3),),
         (Tiles(128, 64, 8, 3, 128, False), Tiles(64, 32, 4, 3, None, False)),
         (Tiles(128, 64, 8, 2, None, False), Tiles(64, 64, 4, 2, None, False)),
         (Tiles(64, 32, 4, 2, None, False),),
@@ -76,15 +76,11 @@ FP32: dict[str, tuple[Candidates, ...]] = {
 }
 """fp32 everywhere: exact products on the FMA units."""
 
-WGMMA["forward_rest"] = ((Tiles(64, 32, 4, 3, 88),), *WGMMA["forward"][1:])
-MMA["forward_rest"], FP32["forward_rest"] = MMA["forward"], FP32["forward"]
-
 MAX_PADDING = 1.1
 """How much more padding than the least the preferred tile may have: 257 tokens take 5 blocks of 64, not 3 of 128."""
 
 tiles_override: dict[str, Tiles] = {}
-"""Tiles by kernel name, instead of the defaults: "forward", "forward_rest" (with a backward to come), "backward_q" and
-"backward_kv"."""
+"""Tiles by kernel name ("forward", "backward_q", "backward_kv"), instead of the defaults."""
 
 
 def tiles(kernel: str, head_dim: int, dtype: torch.dtype, rows: int, arch: int) -> Tiles:

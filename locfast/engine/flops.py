@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from locfast.engine.precision import autocast
 from locfast.methods.base import Batch, Method
 
-CEILINGS = {("NVIDIA H200", "bf16"): 790e12}
+CEILINGS = {("NVIDIA H200", "bf16"): 790e12, ("NVIDIA H100 80GB HBM3", "bf16"): 780e12}
 """By GPU name and precision, FLOP/s of a product of random matrices of 8192 x 8192, measured with torch 2.11 (the data
 sheet says 989e12)."""
 

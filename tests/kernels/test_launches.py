@@ -29,7 +29,7 @@ def test_every_launch_compiles_where_all_its_sizes_are_one(launches):
 def test_options_of_attentions_launches_arrive(launches):
     from locfast.kernels.softcap_attention import triton
 
-    for launch, name in zip(launches, ("forward_rest", "backward_q", "backward_kv"), strict=False):
-        cut = triton.tiles(name, 8, torch.bfloat16, 1, 90)
+    for launch in launches[:3]:
+        cut = triton.tiles(launch["kernel"][1:].removesuffix("_kernel"), 8, torch.bfloat16, 1, 90)
         wanted = {"num_warps": cut.num_warps, "num_stages": cut.num_stages, "maxnreg": cut.max_registers, "fused": True}
         assert {name: launch[name] for name in wanted} == wanted

@@ -88,6 +88,14 @@ def test_one_kept_key_gives_queries_and_keys_no_gradient_at_all(device):
     assert (q_grad == 0).all() and (k_grad == 0).all() and (v_grad[:, :, 3] != 0).all()
 
 
+def test_the_cheapest_tanh_is_taken_that_the_dtype_and_the_cap_hide():
+    chosen = {
+        (dtype, cap): triton._tanh(cap, dtype) for dtype in (torch.bfloat16, torch.float16) for cap in (30, 50, 1e4)
+    }
+    assert list(chosen.values()) == ["hardware", "exponential", "accurate", "exponential", "exponential", "accurate"]
+    assert triton._tanh(30.0, torch.float32) == "accurate" and triton._tanh(None, torch.bfloat16) == "none"
+
+
 def test_loads_may_rely_on_16_bytes_where_the_strides_allow_it():
     packed = torch.zeros(2, 10, 3, 4, 72, dtype=torch.bfloat16).permute(2, 0, 3, 1, 4)
     assert triton._alignment(*packed) == 8
