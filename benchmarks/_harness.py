@@ -11,6 +11,7 @@ import datetime
 import gc
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -232,6 +233,7 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> float | None
     if device.type != "cuda":
         return None
     run()
+    gc.collect()  # or a graph that an earlier run left behind counts as there before, and is freed meanwhile
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -261,7 +263,7 @@ def command() -> str:
             next(words, None)
         elif not word.startswith(("--out=", "--budget=")):
             typed.append(word)
-    return " ".join(typed)
+    return shlex.join(typed)
 
 
 def first_line(error: Exception) -> str:

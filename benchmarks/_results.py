@@ -107,10 +107,10 @@ def sources_hash(op: str, root: Path = ROOT) -> str:
 def commit() -> tuple[str, bool]:
     """The commit of this checkout and whether files differ from it; ("unknown", True) outside git.
 
-    A copy of the files alone is told by LOCFAST_COMMIT which commit they are; the hash of the sources would not lie.
+    A copy of the files alone is told by LOCFAST_COMMIT what `git describe --always --abbrev=40 --dirty` says of them.
     """
     if told := os.environ.get("LOCFAST_COMMIT"):
-        return told, False
+        return told.removesuffix("-dirty"), told.endswith("-dirty")
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
         status = subprocess.run(

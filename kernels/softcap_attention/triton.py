@@ -41,7 +41,9 @@ def softcap_attention(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q [B, H, Tq, D], k, v [B, H, Tk, D] of last stride 1  ->  out [B, H, Tq, D], log-sum-exp [B, H, Tq], rest.
 
-    rest [B, H, Tq, D] is what rounding lost of out, to the same number of bits; empty unless asked for.
+    rest [B, H, Tq, D] is what rounding lost of out (times 2^11 in fp16), to the same number of bits; empty unless asked
+    for. With it rows are divided by the sum of the rounded weights, without it by that of the weights: out may differ in
+    its last bit.
     """
     batch, heads, queries, head_dim = q.shape
     out = heads_inside_tokens(q)
@@ -96,7 +98,7 @@ def softcap_attention_backward(
         return q_grad.zero_(), k_grad.zero_(), v_grad.zero_()
     arch = architecture(q.device)
     pairs = torch.empty(lse.shape, dtype=torch.int64, device=lse.device)
-    align = _alignment(grad, q, k, v, out)
+    align = _alignment(grad, q, k, v, out, k_grad)
     # One key has weight 1 whatever its score: then q and k get no gradient, not even a rounding error.
     sizes = (heads, queries, keys, *_scales(softcap, scale), scale if keys > 1 else 0.0)
     mask = _bytes(key_mask, lse)
@@ -159,7 +161,7 @@ def _constants(
         "D0": first,
         "D1": second,
         "OWN": cut.own,
-        "OWN_TAIL": _tail(owned, cut.own) if cut.own_tail else 0,
+        "OWN_TAIL": _tail(owned, cut.own) % cut.own if cut.own_tail else 0,  # a last block of the same size is no other
         "WALK": cut.walk,
         "WALK_TAIL": _tail(walked, cut.walk),
         "TANH": _tanh(softcap, dtype),

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .triton_parts import (
+    REST_SCALE,
     accumulate,
     load_parts,
     power_of_two,
@@ -109,7 +110,8 @@ def _backward_q_rows(
     if HAS_REST:
         # `out` was rounded, which the gradients of peaked rows would show: small differences of large products.
         rest0, rest1 = load_parts(rest_ptr, row, out_stride, inside, CHECK, D, D0, D1)
-        delta += sum_of_products(g0, g1, rest0, rest1, D1)
+        lacking = sum_of_products(g0, g1, rest0, rest1, D1)
+        delta += lacking / REST_SCALE if g0.dtype == tl.float16 else lacking
     precise = tl.load(lse_ptr + row, mask=inside, other=float("inf"))
     lse = precise.to(tl.float32)
     lse_rest = second_part(precise, lse) if precise.dtype == tl.float64 else lse

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .triton_parts import (
+    REST_SCALE,
     accumulate,
     load_parts,
     power_of_two,
@@ -18,12 +19,12 @@ from .triton_parts import (
 
 @triton.jit
 def _forward_keys(
-    acc0, acc1, total, highest, q0, q1, k_ptr, v_ptr, mask_ptr, start, TK, k_stride, v_stride, scale, cap,
+    acc0, acc1, total, divisor, highest, q0, q1, k_ptr, v_ptr, mask_ptr, start, TK, k_stride, v_stride, scale, cap,
     shift, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK: tl.constexpr, TANH: tl.constexpr,
     ONLINE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_REST: tl.constexpr, CHECK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add BLOCK keys from `start` to a block of rows' output, sum of weights and highest logit."""
+    """Add BLOCK keys from `start` to a block of rows' output, sums of weights and highest logit."""
     ACCURATE: tl.constexpr = q0.dtype == tl.float32
     key = start + tl.arange(0, BLOCK)
     kept = which_kept(mask_ptr, key, TK, HAS_MASK)
@@ -39,6 +40,7 @@ def _forward_keys(
         weights = power_of_two(logits - finite[:, None], ACCURATE)
         shrink = power_of_two(highest - finite, ACCURATE)
         total = total * shrink
+        divisor = divisor * shrink
         acc0 = acc0 * shrink[:, None]
         if D1 > 0:
             acc1 = acc1 * shrink[:, None]
@@ -47,13 +49,14 @@ def _forward_keys(
         weights = power_of_two(logits * cap - shift, ACCURATE)
         if CHECK or HAS_MASK:
             weights = tl.where(kept[None, :], weights, 0.0)
-    if HAS_REST:  # divided by the sum of what the products see, a row of one weight is that value to the last bit
-        rounded, weights = round_and_widen(weights, v0.dtype)
+    total += tl.sum(weights, 1)
+    if HAS_REST:  # rows are divided by the sum of what the products see: of one heavy weight its own rounding cancels
+        rounded, widened = round_and_widen(weights, v0.dtype)
+        divisor += tl.sum(widened, 1)
     else:
         rounded = weights.to(v0.dtype)
-    total += tl.sum(weights, 1)
     acc0, acc1 = accumulate(rounded, v0, v1, acc0, acc1, D1, PRECISION)
-    return acc0, acc1, total, highest
+    return acc0, acc1, total, divisor, highest
 
 
 @triton.jit
@@ -69,16 +72,17 @@ def _forward_rows(
     q0, q1 = load_parts(q_ptr, row, q_stride, inside, CHECK, D, D0, D1)
     acc0, acc1 = zeros_parts(ROWS, D0, D1)
     total = tl.zeros((ROWS,), tl.float32)
+    divisor = tl.zeros((ROWS,), tl.float32)
     highest = tl.full((ROWS,), -float("inf"), tl.float32)
     full = TK // WALK * WALK
     for start in range(0, full, WALK):
-        acc0, acc1, total, highest = _forward_keys(
-            acc0, acc1, total, highest, q0, q1, k_ptr, v_ptr, mask_ptr, start, TK, k_stride, v_stride, scale,
+        acc0, acc1, total, divisor, highest = _forward_keys(
+            acc0, acc1, total, divisor, highest, q0, q1, k_ptr, v_ptr, mask_ptr, start, TK, k_stride, v_stride, scale,
             cap, shift, D, D0, D1, WALK, TANH, ONLINE, HAS_MASK, HAS_REST, False, PRECISION,
         )  # fmt: skip
     if WALK_TAIL > 0:
-        acc0, acc1, total, highest = _forward_keys(
-            acc0, acc1, total, highest, q0, q1, k_ptr, v_ptr, mask_ptr, full, TK, k_stride, v_stride, scale,
+        acc0, acc1, total, divisor, highest = _forward_keys(
+            acc0, acc1, total, divisor, highest, q0, q1, k_ptr, v_ptr, mask_ptr, full, TK, k_stride, v_stride, scale,
             cap, shift, D, D0, D1, WALK_TAIL, TANH, ONLINE, HAS_MASK, HAS_REST, True, PRECISION,
         )  # fmt: skip
     # Rows counted from `first` again: their numbers would take registers all through the loop.
@@ -87,14 +91,17 @@ def _forward_rows(
     out_ptr += out_start
     rest_ptr += out_start
     lse_ptr += lse_start
-    seen = total > 0.0  # a row whose keys are all hidden: zeros, and a log-sum-exp that gives its weights zero again
+    # A row whose keys are all hidden: zeros, and a log-sum-exp that gives its weights zero again. NaN is no such row.
+    seen = total != 0.0
     total = tl.where(seen, total, 1.0)
-    share = tl.div_rn(1.0, total)[:, None]
+    share = tl.div_rn(1.0, tl.where(seen, divisor, 1.0) if HAS_REST else total)[:, None]
     out0, out1 = acc0 * share, acc1 * share
     store_parts(out_ptr, row, out_stride, out0, out1, inside, D, D0, D1)
     if HAS_REST:
         kind: tl.constexpr = out_ptr.dtype.element_ty
         rest0, rest1 = out0 - out0.to(kind).to(tl.float32), out1 - out1.to(kind).to(tl.float32)
+        if kind == tl.float16:
+            rest0, rest1 = rest0 * REST_SCALE, rest1 * REST_SCALE
         store_parts(rest_ptr, row, out_stride, rest0, rest1, inside, D, D0, D1)
     base = tl.zeros((ROWS,), tl.float32) + shift
     if ONLINE:

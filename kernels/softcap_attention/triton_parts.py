@@ -66,6 +66,8 @@ def squash(scores, scale, TANH: tl.constexpr):
     return x
 
 
+REST_SCALE: tl.constexpr = tl.constexpr(2048.0)
+"""Of what rounding to fp16 lost: that is 2^-11 of a value at most, and would fall below the normal numbers."""
 ROUND_BF16: tl.constexpr = tl.constexpr("""{
     .reg .b32 t;
     cvt.rn.bf16x2.f32 $0, $4, $3;

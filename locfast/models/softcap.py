@@ -28,7 +28,7 @@ def set_softcap(model: Model, softcap: float | None) -> Model:
     """
     if softcap is not None and not 1 / LARGEST_CAP <= softcap <= LARGEST_CAP:
         raise UserError(
-            f"a soft cap of {softcap} was asked for; it bounds |logits|, so it must be positive and finite (below "
+            f"a soft cap of {softcap} was asked for; it bounds |logits|, so it must be positive and finite (at most "
             f"{LARGEST_CAP:g}). Type None for plain attention."
         )
     attentions: list[Any] = [getattr(block, "attn", block) for block in getattr(model, "blocks", ())]

@@ -218,9 +218,19 @@ def test_what_cannot_be_measured_is_told_in_one_message(arguments, told, tmp_pat
     assert told in capsys.readouterr().err
 
 
-def test_tiles_are_compiled_at_every_shape_and_one_that_does_not_compile_stops_nothing():
-    pytest.importorskip("triton")
-    asked = [attn_softcap.tiles_option(text)[1] for text in ("forward:32x32x4x1", "forward:3x5x4x1")]
-    for override in asked:
-        attn_softcap._compile((SHAPE, torch.float32, "cpu", 30.0, override))
-        assert attn_softcap.tiles_override == {}
+def test_a_tile_is_compiled_with_its_backward_and_one_that_cannot_be_stops_nothing(monkeypatch):
+    triton = pytest.importorskip("locfast.kernels.softcap_attention.triton")
+    launched = []
+    for name in ("softcap_attention", "softcap_attention_backward"):
+        launch = getattr(triton, name)
+
+        def watched(*args, launch=launch, name=name):
+            result = launch(*args)
+            launched.append((name, attn_softcap.tiles_override["forward"].own))
+            return result
+
+        monkeypatch.setattr(triton, name, watched)
+    for text in ("forward:3x5x4x1", "forward:32x32x4x1"):  # Triton has no tile of 3 rows
+        attn_softcap._compile((SHAPE, torch.float32, "cpu", 30.0, attn_softcap.tiles_option(text)[1]))
+    assert launched == [("softcap_attention", 32)] * 2 + [("softcap_attention_backward", 32)]
+    assert attn_softcap.tiles_override == {}

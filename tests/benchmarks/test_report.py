@@ -148,5 +148,6 @@ def test_suite_stops_at_its_budget_and_lists_what_it_did_not_reach(tmp_path):
 
 
 def test_a_copy_without_history_is_told_its_commit(monkeypatch):
-    monkeypatch.setenv("LOCFAST_COMMIT", "0123abcd")
-    assert commit() == ("0123abcd", False)
+    for told, found in {"0123abcd": ("0123abcd", False), "0123abcd-dirty": ("0123abcd", True)}.items():
+        monkeypatch.setenv("LOCFAST_COMMIT", told)
+        assert commit() == found

@@ -13,6 +13,22 @@ import pytest
 from locfast.kernels._backend import interpreting
 
 TANH = "tanh.approx.f32 $0, $1;"
+# Two values, $3 and $4, into the lower and the upper half of $0 (cvt puts its first operand above), and wide again.
+ROUND_BF16 = """{
+    .reg .b32 t;
+    cvt.rn.bf16x2.f32 $0, $4, $3;
+    shl.b32 t, $0, 16;
+    mov.b32 $1, t;
+    and.b32 t, $0, 0xffff0000;
+    mov.b32 $2, t;
+}"""
+ROUND_FP16 = """{
+    .reg .b16 low, high;
+    cvt.rn.f16x2.f32 $0, $4, $3;
+    mov.b32 {low, high}, $0;
+    cvt.f32.f16 $1, low;
+    cvt.f32.f16 $2, high;
+}"""
 
 
 def mend_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,14 +61,14 @@ def mend_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
         data = values[0].data
         if inline_asm == TANH:
             results = [interpreter.TensorHandle(hardware_tanh(data), tl.float32)]
-        elif "cvt.rn.bf16x2.f32" in inline_asm:
+        elif inline_asm == ROUND_BF16:
             rounded = convert_float(data, tl.float32, tl.bfloat16, None)
             results = [
                 interpreter.TensorHandle(rounded, tl.bfloat16),
                 interpreter.TensorHandle(widen_bf16(rounded), tl.float32),
             ]
         else:
-            assert "cvt.rn.f16x2.f32" in inline_asm, f"no emulation of {inline_asm!r}"
+            assert inline_asm == ROUND_FP16, f"no emulation of {inline_asm!r}"
             rounded = data.astype(np.float16)
             results = [
                 interpreter.TensorHandle(rounded, tl.float16),

@@ -218,6 +218,14 @@ def test_a_nan_in_one_query_is_seen_in_its_row_and_in_no_other(softcap, backend,
     assert k_grad.isnan().any() and v_grad.isnan().any()
 
 
+@pytest.mark.parametrize("softcap", [CAP, 200.0, None])
+def test_a_nan_in_a_kept_key_is_seen_everywhere(softcap, backend, device):
+    q, k, v, grad = make_inputs(1, 1, 20, 16, torch.bfloat16, CAP, device)
+    k[0, 0, 3, 0] = torch.nan
+    found = gradients(lambda *t: softcap_attention(*t, softcap=softcap, backend=backend), (q, k, v), grad)
+    assert all(t.isnan().all() for t in found)
+
+
 def test_a_large_cap_is_plain_attention(backend, device):
     q, k, v, _ = make_inputs(2, 2, 40, 32, torch.float32, 1.0, device)
     expected = F.scaled_dot_product_attention(q, k, v)

@@ -10,6 +10,8 @@ from locfast.kernels import _backend
 from locfast.kernels.softcap_attention import softcap_attention
 
 from .attention_checks import CAP, check, gradients, make_inputs, make_key_mask
+from .attention_reference import rounding_only_what_must_be
+from .tolerance import assert_close_as_dtype_allows
 
 if reason := _backend.triton_probe(torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.float32):
     pytest.skip(reason, allow_module_level=True)
@@ -86,6 +88,46 @@ def test_one_kept_key_gives_queries_and_keys_no_gradient_at_all(device):
         lambda *t: softcap_attention(*t, softcap=CAP, key_mask=key_mask, backend="triton"), (q, k, v), grad
     )
     assert (q_grad == 0).all() and (k_grad == 0).all() and (v_grad[:, :, 3] != 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("tokens", "softcap"), [(1, 30.0), (70, 30.0), (197, 50.0), (70, 200.0), (65, None)])
+@pytest.mark.parametrize("masked", [False, True], ids=["all keys", "key mask"])
+def test_inference_is_as_right_as_training(masked, tokens, softcap, dtype, device):
+    """Without a backward to come the forward saves nothing of its rounding, and divides by another sum."""
+    q, k, v, _ = make_inputs(2, 1, tokens, 64, dtype, softcap, device)
+    key_mask = make_key_mask(2, tokens, device) if masked else None
+    with torch.no_grad():
+        found = softcap_attention(q, k, v, softcap=softcap, key_mask=key_mask, backend="triton")
+        same = rounding_only_what_must_be(q, k, v, softcap, 0.125, None, key_mask)
+        wide = [t.double() for t in (q, k, v)]
+        truth = softcap_attention(*wide, softcap=softcap, key_mask=key_mask, backend="reference")
+    assert_close_as_dtype_allows(found, same, truth, "output")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_forward_that_saved_nothing_of_its_rounding_still_has_a_backward(dtype, device):
+    q, k, v, grad = make_inputs(2, 1, 70, 64, dtype, CAP, device)
+    out, lse, rest = triton.softcap_attention(q, k, v, CAP, 0.125, None)
+    assert rest.numel() == 0
+    found = triton.softcap_attention_backward(grad, q, k, v, out, lse, None, CAP, 0.125, None)
+    expected = gradients(lambda *t: softcap_attention(*t, softcap=CAP, backend="triton"), (q, k, v), grad)[1:]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("softcap", [None, 200.0])
+def test_small_values_in_fp16_lose_nothing_below_its_normal_numbers(softcap, device):
+    """What rounding lost of an output of 1e-4 is 5e-8: fp16 has none of that, and holds it times 2^11."""
+    q, k, v, grad = make_inputs(1, 1, 16, 32, torch.float16, softcap, device)
+    check([q, k, v * 1e-4], grad, softcap, "triton")
+
+
+def test_a_gradient_laid_out_wider_than_anything_that_came_in_is_written_where_it_belongs(device):
+    """One query of 20 channels, and keys that are slices of rows of 24: only their gradients have rows of 20."""
+    q, _, _, grad = make_inputs(1, 1, 1, 20, torch.bfloat16, CAP, device)
+    k, v = (make_inputs(1, 1, 40, 24, torch.bfloat16, CAP, device, seed=seed)[0][..., :20] for seed in (1, 2))
+    check([q, k, v], grad, CAP, "triton")
 
 
 def test_the_cheapest_tanh_is_taken_that_the_dtype_and_the_cap_hide():
