@@ -41,9 +41,9 @@ def softcap_attention(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q [B, H, Tq, D], k, v [B, H, Tk, D] of last stride 1  ->  out [B, H, Tq, D], log-sum-exp [B, H, Tq], rest.
 
-    rest [B, H, Tq, D] is what rounding lost of out (times 2^11 in fp16), to the same number of bits; empty unless asked
-    for. With it rows are divided by the sum of the rounded weights, without it by that of the weights: out may differ in
-    its last bit.
+    rest [B, H, Tq, D] is what rounding lost of out (times 2^11 in fp16), to the same number of bits; empty unless
+    asked for. With it rows are divided by the sum of the rounded weights, without it by that of the weights: out may
+    differ in its last bit.
     """
     batch, heads, queries, head_dim = q.shape
     out = heads_inside_tokens(q)
