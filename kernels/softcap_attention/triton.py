@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .._variants import Variant
 from .layout import heads_inside_tokens
-from .triton_backward import _backward_kv_kernel, _backward_q_kernel
+from .triton_backward_kv import _backward_kv_kernel
+from .triton_backward_q import _backward_q_kernel
 from .triton_forward import _forward_kernel
 from .triton_tiles import WGMMA, Tiles, architecture, tiles, tiles_override
 
