@@ -1,4 +1,4 @@
-"""What both kernels of the backward share: a tile's weights and their gradients' parts, and the packed facts of its rows."""
+"""What both kernels of the backward share: weights of a tile and parts of their gradients, facts of rows in packs."""
 
 import triton
 import triton.language as tl
