@@ -68,7 +68,7 @@ def softcap_attention(
         heads,
         queries,
         k.shape[2],
-        *_scales(softcap, scale),
+        *_scales(softcap, scale, q.dtype),
         0.0 if shift is None else shift * LOG2E,
         ONLINE=shift is None,
         HAS_REST=keeps_rest,
@@ -101,7 +101,7 @@ def softcap_attention_backward(
     pairs = torch.empty(lse.shape, dtype=torch.int64, device=lse.device)
     align = _alignment(grad, q, k, v, out, k_grad)
     # One key has weight 1 whatever its score: then q and k get no gradient, not even a rounding error.
-    sizes = (heads, queries, keys, *_scales(softcap, scale), scale if keys > 1 else 0.0)
+    sizes = (heads, queries, keys, *_scales(softcap, scale, q.dtype), scale if keys > 1 else 0.0)
     mask = _bytes(key_mask, lse)
 
     cut = tiles("backward_q", head_dim, q.dtype, queries, arch)
@@ -142,9 +142,10 @@ def lse_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float32 else torch.float32
 
 
-def _scales(softcap: float | None, scale: float) -> tuple[float, float]:
-    """What turns q k^T into the argument of tanh, and tanh into a logit in powers of two."""
-    return (scale * LOG2E, 1.0) if softcap is None else (scale / softcap, softcap * LOG2E)
+def _scales(softcap: float | None, scale: float, dtype: torch.dtype) -> tuple[float, float]:
+    """What turns q k^T into the argument of tanh, and tanh into a logit: in powers of two, in fp32 of e."""
+    log2e = 1.0 if dtype == torch.float32 else LOG2E
+    return (scale * log2e, 1.0) if softcap is None else (scale / softcap, softcap * log2e)
 
 
 def _constants(

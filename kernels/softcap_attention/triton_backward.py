@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .triton_parts import power_of_two, products, squash
+from .triton_parts import exponential, products, squash
 
 
 @triton.jit
@@ -40,13 +40,13 @@ def weigh(
 ):  # fmt: skip
     """Weights p of a tile of scores a b^T, g h^T - delta, and the cap's slope: the scores' gradient is their product.
 
-    Rows may be queries or keys; lse (in powers of two) and delta come ready to broadcast along the other side.
+    Rows may be queries or keys; lse and delta come ready to broadcast along the other side.
     """
     x = squash(products(a0, a1, b0, b1, D1, PRECISION), scale, TANH)
-    exponent = x * cap - lse
+    exponent = tl.fma(x, cap, -lse)  # one rounding, of a small number
     if a0.dtype == tl.float32:
         exponent -= lse_rest
-    weights = power_of_two(exponent, a0.dtype == tl.float32)
+    weights = exponential(exponent, a0.dtype == tl.float32)
     above = products(g0, g1, h0, h1, D1, PRECISION) - delta
     # The slope is taken before any masking, and from the tanh that is there: one is computed, not two.
     slope = tl.full(x.shape, 1.0, tl.float32) if TANH == "none" else 1.0 - x * x

@@ -80,7 +80,7 @@ def _backward_kv_kernel(
     v_ptr,
     k_grad_ptr,  # [B, TK, H, D]
     v_grad_ptr,
-    lse_ptr,  # [B, H, TQ] fp32, or fp64 for fp32 inputs, in powers of two
+    lse_ptr,  # [B, H, TQ] fp32 in powers of two, or fp64 in powers of e for fp32 inputs
     pair_ptr,  # [B, H, TQ] int64: lse and delta in fp32
     mask_ptr,  # [B, TK] uint8
     grad_batch,

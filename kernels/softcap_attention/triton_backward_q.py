@@ -79,7 +79,7 @@ def _backward_q_kernel(
     out_ptr,  # [B, TQ, H, D], and likewise what its rounding lost and the gradient of q
     rest_ptr,
     q_grad_ptr,
-    lse_ptr,  # [B, H, TQ] fp32, or fp64 for fp32 inputs, in powers of two
+    lse_ptr,  # [B, H, TQ] fp32 in powers of two, or fp64 in powers of e for fp32 inputs
     pair_ptr,  # [B, H, TQ] int64: lse and delta (sum of grad * out) in fp32, written here for the kernel of k and v
     mask_ptr,  # [B, TK] uint8
     grad_batch,

@@ -4,10 +4,11 @@ import triton
 import triton.language as tl
 
 from .triton_parts import (
+    LN2,
     REST_SCALE,
     accumulate,
+    exponential,
     load_parts,
-    power_of_two,
     products,
     round_and_widen,
     squash,
@@ -32,13 +33,13 @@ def _forward_keys(
     v0, v1 = load_parts(v_ptr, key, v_stride, kept, CHECK or HAS_MASK, D, D0, D1)
     logits = squash(products(q0, q1, k0, k1, D1, PRECISION), scale, TANH)
     if ONLINE:
-        logits = logits * cap
         if CHECK or HAS_MASK:
             logits = tl.where(kept[None, :], logits, -float("inf"))
         above = tl.maximum(highest, tl.max(logits, 1))
         finite = tl.where(above == -float("inf"), 0.0, above)  # a row that has seen no key yet
-        weights = power_of_two(logits - finite[:, None], ACCURATE)
-        shrink = power_of_two(highest - finite, ACCURATE)
+        # The difference first: it is exact where it matters, and its product with the cap is small.
+        weights = exponential((logits - finite[:, None]) * cap, ACCURATE)
+        shrink = exponential((highest - finite) * cap, ACCURATE)
         total = total * shrink
         divisor = divisor * shrink
         acc0 = acc0 * shrink[:, None]
@@ -46,7 +47,7 @@ def _forward_keys(
             acc1 = acc1 * shrink[:, None]
         highest = above
     else:
-        weights = power_of_two(logits * cap - shift, ACCURATE)
+        weights = exponential(logits * cap - shift, ACCURATE)
         if CHECK or HAS_MASK:
             weights = tl.where(kept[None, :], weights, 0.0)
     total += tl.sum(weights, 1)
@@ -103,11 +104,12 @@ def _forward_rows(
         if kind == tl.float16:
             rest0, rest1 = rest0 * REST_SCALE, rest1 * REST_SCALE
         store_parts(rest_ptr, row, out_stride, rest0, rest1, inside, D, D0, D1)
-    base = tl.zeros((ROWS,), tl.float32) + shift
-    if ONLINE:
-        base = highest
     precise: tl.constexpr = lse_ptr.dtype.element_ty
-    lse = tl.where(seen, base.to(precise) + tl.log2(total.to(precise)), float("inf"))
+    base = highest.to(precise) * cap if ONLINE else tl.zeros((ROWS,), precise) + shift
+    log = tl.log2(total.to(precise))
+    if precise == tl.float64:
+        log *= LN2
+    lse = tl.where(seen, base + log, float("inf"))
     tl.store(lse_ptr + row, lse, mask=inside)
 
 
@@ -119,7 +121,7 @@ def _forward_kernel(
     mask_ptr,  # [B, TK] uint8
     out_ptr,  # [B, TQ, H, D]
     rest_ptr,  # likewise: what the rounding of the output lost
-    lse_ptr,  # [B, H, TQ] fp32, or fp64 for fp32 inputs, in powers of two
+    lse_ptr,  # [B, H, TQ] fp32 in powers of two, or fp64 in powers of e for fp32 inputs
     q_batch,
     q_head,
     q_token,
@@ -135,8 +137,8 @@ def _forward_kernel(
     H,
     TQ,
     TK,
-    scale,  # of q k^T, over the cap: the argument of tanh. Without a cap times log2(e)
-    cap,  # times log2(e): weights are powers of two. Without a cap 1
+    scale,  # of q k^T, over the cap: the argument of tanh. Without a cap times log2(e) but for fp32
+    cap,  # times log2(e) but for fp32: weights are powers of two. Without a cap 1
     shift,  # times log2(e)
     D: tl.constexpr,
     D0: tl.constexpr,

@@ -8,15 +8,20 @@ import triton
 import triton.language as tl
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def power_of_two(x, ACCURATE: tl.constexpr):
-    """2^x for x <= 127: the hardware's, or to the last bit for fp32, where weights near 1 would show two bits of it."""
+def exponential(x, ACCURATE: tl.constexpr):
+    """2^x by the hardware; or e^x to the last bit, for fp32, where weights near 1 would show two bits of it.
+
+    In fp32 a cap times log2(e), rounded, would stretch all logits alike: there the exponent is that of e.
+    """
     if ACCURATE:
-        x = tl.where(x < -127.0, -127.0, x)  # below lies zero; NaN stays
-        whole = tl.floor(x + 0.5)
-        rest = x - whole
+        x = tl.where(x < -87.5, -87.5, x)  # below lies zero; NaN stays
+        whole = tl.floor(x * LOG2E + 0.5)
+        rest = tl.fma(whole, -0.693145751953125, x)  # log(2) in two parts, of which the first has few bits
+        rest = tl.fma(whole, -1.42860682030941723e-6, rest) * LOG2E
         p = 1.535336181e-4 * rest + 1.339887445e-3
         p = p * rest + 9.618437358e-3
         p = p * rest + 5.550332471e-2
@@ -48,8 +53,8 @@ def _accurate_tanh(x):
     p = p * square + 0.133314913
     p = p * square - 0.333332839
     near = x + x * square * p
-    e = power_of_two(tl.abs(x) * (-2.0 * LOG2E), True)
-    far = tl.div_rn(1.0 - e, 1.0 + e)
+    e = exponential(tl.abs(x) * -2.0, True)
+    far = 1.0 - tl.div_rn(2.0 * e, 1.0 + e)  # half as far off as (1 - e) / (1 + e), whose three roundings all count
     return tl.where(tl.abs(x) < 0.625, near, tl.where(x < 0.0, -far, far))
 
 

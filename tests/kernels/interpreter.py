@@ -1,7 +1,9 @@
 """What Triton's CPU interpreter gets wrong or leaves out, put right for tests.
 
-It truncates fp32 to bf16 where a GPU rounds to nearest even, multiplies the raw bit patterns of bf16 operands, and
-runs no inline assembly. Kernels are never changed to please the interpreter, so the corrections live here.
+It truncates fp32 to bf16 where a GPU rounds to nearest even, multiplies the raw bit patterns of bf16 operands, sums
+fp32 products in BLAS's order (another for a tile than for its transpose, where a GPU sums both in sequence), rounds a
+fused product and sum twice, and runs no inline assembly. Kernels are never changed to please the interpreter, so the
+corrections live here.
 """
 
 from importlib.util import find_spec
@@ -50,12 +52,20 @@ def mend_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
         return convert(data, source, target, rounding)
 
     def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+        if a.dtype.scalar == tl.float32:
+            return interpreter.TensorHandle(sum_in_sequence(a.data, b.data, d.data), d.dtype.scalar)
+
         def wide(operand):
             if operand.dtype.scalar != tl.bfloat16:
                 return operand
             return interpreter.TensorHandle(widen_bf16(operand.data), tl.float32)
 
         return dot(self, wide(a), wide(b), d, input_precision, max_num_imprecise_acc)
+
+    def create_fma(self, x, y, z):
+        """fp64 holds the product of two fp32: one rounding, as on a GPU."""
+        exact = x.data.astype(np.float64) * y.data + z.data
+        return interpreter.TensorHandle(exact.astype(x.data.dtype), x.dtype.scalar)
 
     def create_inline_asm(self, inline_asm, constraints, values, kind, is_pure, pack):
         data = values[0].data
@@ -78,7 +88,16 @@ def mend_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(interpreter, "_convert_float", convert_float)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", create_fma)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_inline_asm", create_inline_asm)
+
+
+def sum_in_sequence(a: np.ndarray, b: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """total + a b in fp32, one fused product and sum after the other."""
+    a, b = a.astype(np.float64), b.astype(np.float64)  # which hold a product of two fp32
+    for k in range(a.shape[1]):
+        total = (a[:, k : k + 1] * b[k : k + 1] + total).astype(np.float32)
+    return total
 
 
 def widen_bf16(bits: np.ndarray) -> np.ndarray:
