@@ -54,8 +54,9 @@ def softcap_attention(
         bias = bias.reshape(*(1,) * (4 - bias.ndim), *bias.shape)
     if softcap is None and backend == "auto":
         return _pytorchs_attention(q, k, v, scale, key_mask, bias)
-    trains = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    return ops.forward_op(q, k, v, softcap, scale, key_mask, bias, trains, chosen)[0]
+    backward_to_come = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    keeps_rest = chosen == "triton" and q.dtype != torch.float32 and backward_to_come
+    return ops.forward_op(q, k, v, softcap, scale, key_mask, bias, keeps_rest, chosen)[0]
 
 
 def _pytorchs_attention(

@@ -24,13 +24,22 @@ def probe(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def softcap_attention(
-    q: Tensor, k: Tensor, v: Tensor, softcap: float | None, scale: float, key_mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """q [B, H, Tq, D], k and v [B, H, Tk, D], key_mask [B, Tk]  ->  out [B, H, Tq, D], lse [B, H, Tq] fp32."""
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    softcap: float | None,
+    scale: float,
+    key_mask: Tensor | None,
+    keeps_rest: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q [B, H, Tq, D], k and v [B, H, Tk, D], key_mask [B, Tk]  ->  out [B, H, Tq, D], lse [B, H, Tq] fp32, nothing.
+
+    The third is for the Triton kernels' rest of the rounding; these compute an exact delta instead, and keep none.
+    """
     _check_head_dim(q)
     q, k, v = _aligned(q), _aligned(k), _aligned(v)
     out, lse = torch.ops.locfast_C.softcap_attention(q, k, v, softcap, scale, key_mask, SHARED_BYTES)
-    return out, lse
+    return out, lse, q.new_empty(0)
 
 
 def softcap_attention_backward(
@@ -40,11 +49,12 @@ def softcap_attention_backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    rest: Tensor,
     softcap: float | None,
     scale: float,
     key_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """grad and out [B, H, Tq, D], lse [B, H, Tq]  ->  gradients of q [B, H, Tq, D], k and v [B, H, Tk, D]."""
+    """grad, out [B, H, Tq, D], lse [B, H, Tq], rest unused  ->  gradients of q [B, H, Tq, D], k and v [B, H, Tk, D]."""
     grad, q, k, v, out = (_aligned(t) for t in (grad, q, k, v, out))
     q_grad, k_grad, v_grad = torch.ops.locfast_C.softcap_attention_backward(
         grad, q, k, v, out, lse.contiguous(), softcap, scale, key_mask, SHARED_BYTES

@@ -31,23 +31,17 @@ def _forward(
     scale: float,
     key_mask: Tensor | None,
     bias: Tensor | None,
-    trains: bool,
+    keeps_rest: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, log-sum-exp, and what rounding the output lost: the last where a backend's backward wants it."""
+    """Output, log-sum-exp, and what rounding the output lost: that for backend triton alone, where it is to be kept."""
     if backend == "tiled":
         with torch.autocast(q.device.type, enabled=False):
             out = tiled.softcap_attention(q, k, v, softcap, scale, key_mask, bias)
         return out, q.new_empty(0, dtype=torch.float32), q.new_empty(0)
     q, k, v = (_with_unit_stride(t) for t in (q, k, v))
     with torch.cuda.device_of(q):  # Triton launches on the current device, whichever holds the tensors
-        if backend == "cuda":
-            return *_fused(backend).softcap_attention(q, k, v, softcap, scale, key_mask), q.new_empty(0)
-        return _fused(backend).softcap_attention(q, k, v, softcap, scale, key_mask, _keeps_rest(trains, q.dtype))
-
-
-def _keeps_rest(trains: bool, dtype: torch.dtype) -> bool:
-    return trains and dtype != torch.float32
+        return _fused(backend).softcap_attention(q, k, v, softcap, scale, key_mask, keeps_rest)
 
 
 def _backward(
@@ -72,11 +66,10 @@ def _backward(
             )
     else:
         grad, q, k, v = (_with_unit_stride(t) for t in (grad, q, k, v))
-        saved: list[Tensor | None] = [_as_the_forward_laid_it(out), lse.contiguous()]
-        if backend == "triton":
-            saved.append(_as_the_forward_laid_it(rest) if rest.numel() else None)
+        out, lse = _as_the_forward_laid_it(out), lse.contiguous()
+        rest = _as_the_forward_laid_it(rest) if rest.numel() else rest
         with torch.cuda.device_of(q):
-            grads = _fused(backend).softcap_attention_backward(grad, q, k, v, *saved, softcap, scale, key_mask)
+            grads = _fused(backend).softcap_attention_backward(grad, q, k, v, out, lse, rest, softcap, scale, key_mask)
         bias_grad = None
     # An op's schema has no optional results: a gradient that nobody wants is an empty tensor.
     return grads[0], grads[1], grads[2], q.new_empty(0) if bias_grad is None else bias_grad
@@ -104,14 +97,13 @@ def _(
     scale: float,
     key_mask: Tensor | None,
     bias: Tensor | None,
-    trains: bool,
+    keeps_rest: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if backend == "tiled":
         return heads_inside_tokens(q), q.new_empty(0, dtype=torch.float32), q.new_empty(0)
     precise = torch.float64 if q.dtype == torch.float32 else torch.float32
-    keeps_rest = backend == "triton" and _keeps_rest(trains, q.dtype)
-    rest = heads_inside_tokens(q) if keeps_rest else q.new_empty(0)
+    rest = heads_inside_tokens(q) if keeps_rest and backend == "triton" else q.new_empty(0)
     return heads_inside_tokens(q), q.new_empty(q.shape[:3], dtype=precise), rest
 
 

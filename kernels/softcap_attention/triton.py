@@ -19,7 +19,7 @@ from .layout import heads_inside_tokens
 from .triton_backward_kv import _backward_kv_kernel
 from .triton_backward_q import _backward_q_kernel
 from .triton_forward import _forward_kernel
-from .triton_tiles import WGMMA, Tiles, architecture, tiles, tiles_override
+from .triton_tiles import Tiles, architecture, tiles, tiles_override
 
 LOG2E = math.log2(math.e)
 MAX_SHIFTED_CAP = 80.0
@@ -86,7 +86,7 @@ def softcap_attention_backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    rest: Tensor | None,
+    rest: Tensor,
     softcap: float | None,
     scale: float,
     key_mask: Tensor | None,
@@ -106,11 +106,11 @@ def softcap_attention_backward(
 
     cut = tiles("backward_q", head_dim, q.dtype, queries, arch)
     _backward_q_kernel[(batch * heads * triton.cdiv(queries, cut.own),)](
-        *(grad, q, k, v, out, out if rest is None else rest, q_grad, lse, pairs, mask),
+        *(grad, q, k, v, out, rest if rest.numel() else out, q_grad, lse, pairs, mask),
         *_strides(align, grad, q, k, v, out),
         *sizes,
         ALIGN=align,
-        HAS_REST=rest is not None,
+        HAS_REST=rest.numel() > 0,
         **_constants(cut, head_dim, q.dtype, queries, keys, softcap, key_mask is not None),
         **_options(cut),
     )
@@ -270,4 +270,4 @@ def _variant(name: str, kernel: Any, dtype: torch.dtype, head_dim: int, tokens: 
     )
 
 
-__all__ = ["WGMMA", "Tiles", "softcap_attention", "softcap_attention_backward", "tiles_override", "variants"]
+__all__ = ["Tiles", "softcap_attention", "softcap_attention_backward", "tiles_override", "variants"]

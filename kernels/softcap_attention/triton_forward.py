@@ -26,7 +26,7 @@ def _forward_keys(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add BLOCK keys from `start` to a block of rows' output, sums of weights and highest logit."""
-    ACCURATE: tl.constexpr = q0.dtype == tl.float32
+    OF_E: tl.constexpr = q0.dtype == tl.float32
     key = start + tl.arange(0, BLOCK)
     kept = which_kept(mask_ptr, key, TK, HAS_MASK)
     k0, k1 = load_parts(k_ptr, key, k_stride, kept, CHECK or HAS_MASK, D, D0, D1)
@@ -38,8 +38,8 @@ def _forward_keys(
         above = tl.maximum(highest, tl.max(logits, 1))
         finite = tl.where(above == -float("inf"), 0.0, above)  # a row that has seen no key yet
         # The difference first: it is exact where it matters, and its product with the cap is small.
-        weights = exponential((logits - finite[:, None]) * cap, ACCURATE)
-        shrink = exponential((highest - finite) * cap, ACCURATE)
+        weights = exponential((logits - finite[:, None]) * cap, OF_E)
+        shrink = exponential((highest - finite) * cap, OF_E)
         total = total * shrink
         divisor = divisor * shrink
         acc0 = acc0 * shrink[:, None]
@@ -47,7 +47,7 @@ def _forward_keys(
             acc1 = acc1 * shrink[:, None]
         highest = above
     else:
-        weights = exponential(logits * cap - shift, ACCURATE)
+        weights = exponential(logits * cap - shift, OF_E)
         if CHECK or HAS_MASK:
             weights = tl.where(kept[None, :], weights, 0.0)
     total += tl.sum(weights, 1)

@@ -12,12 +12,12 @@ LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def exponential(x, ACCURATE: tl.constexpr):
-    """2^x by the hardware; or e^x to the last bit, for fp32, where weights near 1 would show two bits of it.
+def exponential(x, OF_E: tl.constexpr):
+    """2^x by the hardware; or e^x to the last bit for fp32, where weights near 1 would show two bits of the hardware's.
 
-    In fp32 a cap times log2(e), rounded, would stretch all logits alike: there the exponent is that of e.
+    Of e, because a cap times log2(e), rounded to fp32, would stretch all logits alike.
     """
-    if ACCURATE:
+    if OF_E:
         x = tl.where(x < -87.5, -87.5, x)  # below lies zero; NaN stays
         whole = tl.floor(x * LOG2E + 0.5)
         rest = tl.fma(whole, -0.693145751953125, x)  # log(2) in two parts, of which the first has few bits

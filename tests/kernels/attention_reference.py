@@ -43,14 +43,7 @@ def rounding_only_what_must_be(
     bias: Tensor | None = None,
     key_mask: Tensor | None = None,
 ) -> Tensor:
-    """The reference in fp32 on inputs of a dtype, with probabilities and output rounded to it; in bf16 tanh as well.
-
-    fp32 inputs are taken to the CPU, which sums in sequence, as kernels do. cuBLAS splits the sums of small matrices:
-    its error would be a yardstick that changes with the machine.
-    """
-    if q.dtype == torch.float32 and q.is_cuda:
-        here = [None if t is None else t.cpu() for t in (q, k, v, bias, key_mask)]
-        return rounding_only_what_must_be(*here[:3], softcap, scale, *here[3:]).to(q.device)
+    """The reference in fp32 on inputs of a dtype, with probabilities and output rounded to it; in bf16 tanh as well."""
     logits = q.float() @ k.float().transpose(-2, -1) * scale
     if bias is not None:
         logits = logits + bias.float()

@@ -45,9 +45,8 @@ def launch_attention(dtype: torch.dtype, masked: bool) -> None:
     """Of every size the least, so that all that can become a constant does."""
     q, grad = torch.zeros(2, 1, 1, 1, 8, dtype=dtype)
     key_mask = torch.ones(1, 1, dtype=torch.bool) if masked else None
-    rounded = dtype != torch.float32
-    out, lse, rest = attention.softcap_attention(q, q, q, 30.0, 1.0, key_mask, rounded)
-    attention.softcap_attention_backward(grad, q, q, q, out, lse, rest if rounded else None, 30.0, 1.0, key_mask)
+    saved = attention.softcap_attention(q, q, q, 30.0, 1.0, key_mask, dtype != torch.float32)
+    attention.softcap_attention_backward(grad, q, q, q, *saved, 30.0, 1.0, key_mask)
 
 
 def _compiled_and_not_run(run: Any) -> Any:

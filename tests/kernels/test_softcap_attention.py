@@ -22,7 +22,7 @@ def large_tiles(monkeypatch):
     if interpreting():
         from locfast.kernels.softcap_attention import triton
 
-        for kernel in triton.WGMMA:
+        for kernel in ("forward", "backward_q", "backward_kv"):
             monkeypatch.setitem(triton.tiles_override, kernel, triton.Tiles(256, 256, 8, 2))
 
 

@@ -176,16 +176,18 @@ def test_flops_are_counted(backend, device):
 
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("with_mask", [False, True])
-def test_ops_pass_opcheck(with_bias, with_mask, backend, device):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_ops_pass_opcheck(dtype, with_bias, with_mask, backend, device):
     if with_bias and backend != "tiled":
         pytest.skip("fused backends take no bias")
-    q, k, v, grad = make_inputs(2, 2, 6, 16, torch.float32, CAP, device)
+    keeps_rest = backend == "triton" and dtype == torch.bfloat16
+    q, k, v, grad = make_inputs(2, 2, 6, 16, dtype, CAP, device)
     bias = make_bias(1, 2, 6, 6, device=device) if with_bias else None
     key_mask = make_key_mask(2, 6, device) if with_mask else None
     forward = torch.ops.locfast.softcap_attention.default
-    saved = forward(q, k, v, CAP, 0.3, key_mask, bias, True, backend)
+    saved = forward(q, k, v, CAP, 0.3, key_mask, bias, keeps_rest, backend)
     inputs = [t.clone().requires_grad_() for t in (q, k, v)]
-    torch.library.opcheck(forward, (*inputs, CAP, 0.3, key_mask, bias, True, backend))
+    torch.library.opcheck(forward, (*inputs, CAP, 0.3, key_mask, bias, keeps_rest, backend))
     arguments = (grad, q, k, v, *saved, CAP, 0.3, key_mask, bias, with_bias, backend)
     torch.library.opcheck(torch.ops.locfast.softcap_attention_backward.default, arguments)
 
