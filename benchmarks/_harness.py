@@ -135,12 +135,12 @@ class Bench:
             row.percent = 100 * row.rate / self.result.ceilings[unit] if unit in self.result.ceilings else None
         else:
             self._clear_up()
-        self._add(row)
+        self.add(row)
         return row
 
     def absent(self, who: str, why: str) -> None:
         """A row for an implementation that no case can run: not installed, does not load."""
-        self._add(Row("all", "", who, note=why))
+        self.add(Row("all", "", who, note=why))
 
     def finish(self) -> None:
         """Say where the table lies and what the budget left out."""
@@ -149,7 +149,8 @@ class Bench:
         for missed in self.missed:
             print(f"not reached: {missed}")
 
-    def _add(self, row: Row) -> None:
+    def add(self, row: Row) -> None:
+        """Print a row and write the table."""
         self.result.rows.append(row)
         self.result.write(self.out)
         print(_line(row), flush=True)
@@ -290,7 +291,7 @@ def _line(row: Row) -> str:
     if row.ms is None:
         return head + row.note
     peak = "" if row.peak_mib is None else f" {row.peak_mib:.0f}"
-    rate = f"{row.rate:.1f} {row.unit}"
+    rate = "" if row.rate is None else f"{row.rate:.1f} {row.unit}"
     percent = "" if row.percent is None else f"{row.percent:.0f}"
     note = f"  {row.note}" if row.note else ""
     return head + f"{row.ms:8.3f} {row.ms_p20:8.3f} {row.ms_p80:8.3f} {rate:>14} {percent:>4}{peak}{note}"

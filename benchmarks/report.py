@@ -104,9 +104,10 @@ def table_row(row: Row, changed: bool) -> str:
         return f"| {row.case} | {row.direction} | {row.who} | | | | | {note} |"
     percent = "" if row.percent is None else f"{row.percent:.0f}"
     peak = "" if row.peak_mib is None else f"{row.peak_mib:.0f}"
+    rate = "" if row.rate is None else f"{row.rate:.1f} {row.unit}"
     return (
         f"| {row.case} | {row.direction} | {row.who} | {row.ms:.3f} ({row.ms_p20:.3f}, {row.ms_p80:.3f}) "
-        f"| {row.rate:.1f} {row.unit} | {percent} | {peak} | {note} |"
+        f"| {rate} | {percent} | {peak} | {note} |"
     )
 
 

@@ -22,7 +22,7 @@ import torch
 PLAIN = ("tiled", "reference")
 """Backends of plain PyTorch, which run on every device."""
 BACKENDS = ("auto", *PLAIN, "triton", "cuda")
-OPS = ("mask_embeddings", "softcap_attention")
+OPS = ("mask_embeddings", "select_views", "softcap_attention")
 """Every op that has more than its reference: one folder each beside this file."""
 
 Probe = Callable[[torch.device, torch.dtype], str | None]

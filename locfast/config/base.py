@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from locfast.errors import UserError
 
@@ -118,5 +118,7 @@ class TrainConfig:
 class MethodConfig:
     """Base of a method's own fields (`--maskembed.softcap 30`). Subclasses add fields with defaults."""
 
+    execution: ClassVar[tuple[str, ...]] = ()
+    """Fields that say how something is computed and not what: a resumed run may change them, as it may its kernels."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimiser and schedule."""

@@ -20,6 +20,8 @@ UncappedAttention = Literal["sdpa", "flash-attn"]
 class MaskEmbedConfig(MethodConfig):
     """MaskEmbed: masked embedding self-consistency (Locality Alignment, section 3)."""
 
+    execution = ("uncapped_attention", "teacher_chunk", "teacher_graph")
+
     target: Target = "penultimate"
     """penultimate: blocks 1..L-1, then the pretrained final norm, all tokens; last: all blocks; last_cls: its CLS."""
     target_scale: bool = True
@@ -46,6 +48,11 @@ class MaskEmbedConfig(MethodConfig):
     uncapped_attention: UncappedAttention = "sdpa"
     """Attention without a cap: of teacher and decoder, and of a student with softcap None. sdpa: PyTorch's own;
     flash-attn: the newest of its versions 4, 3, 2 that is installed, on a GPU in bf16."""
+    teacher_chunk: int | None = None
+    """Images at a time through the frozen teacher, to save memory; None: a whole micro-batch, and half of that
+    whenever it does not fit."""
+    teacher_graph: bool = False
+    """Replay the teacher as one CUDA graph: for small micro-batches, whose kernels end before the next is launched."""
     decoder: DecoderKind = "transformer"
     """average and additive are the weak decoders of equation 2 and table 1: target last_cls, masks block."""
     decoder_depth: int = 2
@@ -74,6 +81,10 @@ class MaskEmbedConfig(MethodConfig):
         )
         check(0 < self.bernoulli_p < 1, f"bernoulli_p must lie in (0, 1), got {self.bernoulli_p}")
         check(0 < self.block_fraction < 1, f"block_fraction must lie in (0, 1), got {self.block_fraction}")
+        check(
+            self.teacher_chunk is None or self.teacher_chunk >= 1,
+            f"teacher_chunk must be at least 1, or None for all images at once; got {self.teacher_chunk}",
+        )
         check(self.decoder_depth >= 1, f"decoder_depth must be at least 1, got {self.decoder_depth}")
         check(self.decoder_layer_scale >= 0, f"decoder_layer_scale must not be negative: {self.decoder_layer_scale}")
         check(self.mixup >= 0 and self.cutmix >= 0, "mixup and cutmix must not be negative")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from locfast.config.base import TrainConfig
+from locfast.config.base import MethodConfig, TrainConfig
 from locfast.config.files import to_dict
 from locfast.config.registry import method_config
 from locfast.data.loader import Loader
@@ -71,16 +71,26 @@ def identity(config: TrainConfig, plan: Plan) -> dict[str, Any]:
     """What makes two runs the same curve: settings that a resumed run must share with the one it goes on with."""
     names = ("method", "model", "pretrained", "image_size", "seed", "batch_size", "lr", "ema")
     settings = {name: getattr(config, name) for name in names}
-    own = {f"{config.method}.{name}": value for name, value in _flat(to_dict(method_config(config))).items()}
+    own = _own(config, method_config(config))
     return {"settings": {**settings, "steps": plan.steps, "images": plan.samples, **own}}
 
 
-def check_identity(point: Point, ours: dict[str, Any], folder: RunFolder) -> None:
+def _own(config: TrainConfig, fields: MethodConfig) -> dict[str, Any]:
+    """The fields of a method that decide what is computed: {"maskembed.softcap": 30.0, ...}."""
+    values = _flat(to_dict(fields)).items()
+    return {f"{config.method}.{name}": value for name, value in values if name not in fields.execution}
+
+
+def check_identity(point: Point, ours: dict[str, Any], config: TrainConfig, folder: RunFolder) -> None:
     """UserError when the checkpoint is of another run."""
     if point.checkpoint is None:
         return
-    then, now = point.checkpoint.state["settings"], ours["settings"]
-    differing = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    fields = method_config(config)
+    # a checkpoint from before a field existed did what the field's default does; one that lost its say is passed over
+    then = {**_own(config, type(fields)()), **point.checkpoint.state["settings"]}
+    now = ours["settings"]
+    passed = {f"{config.method}.{name}" for name in fields.execution}
+    differing = [name for name in {**then, **now} if name not in passed and then.get(name) != now.get(name)]
     if differing:
         told = "; ".join(f"{name} was {then.get(name)}, now {now.get(name)}" for name in differing[:6])
         raise UserError(

@@ -111,7 +111,7 @@ def _train(
         len(source), config.batch_size or 0, config.micro_batch, world.size, world.rank, config.epochs, config.steps
     )
     identity = resume.identity(config, plan)
-    resume.check_identity(point, identity, folder)
+    resume.check_identity(point, identity, config, folder)
     precision = pick_precision(config.precision, device)
     method.check(device, DTYPES[precision])
     loading: dict[str, Any] = {"workers": config.workers, "decoder": config.decoder}

@@ -22,6 +22,7 @@ from locfast.models.backbone import load_backbone
 from locfast.models.decoder import PooledDecoder, TransformerDecoder
 from locfast.models.softcap import set_softcap
 from locfast.models.student import make_student
+from locfast.models.teacher import TeacherPass
 from locfast.random import Keys
 
 IMAGE = "image"
@@ -73,6 +74,13 @@ class MaskEmbed(Method):
             self.encoder = set_softcap(student, config.softcap)
             self.head = self._new_head()
             self.decoder = self._new_decoder()
+        self.teacher_pass = TeacherPass(
+            self.teacher,
+            self.teacher.depth - (config.target == "penultimate"),
+            config.uncapped_attention,
+            config.teacher_chunk,
+            config.teacher_graph,
+        )
         self.register_buffer("target_scale", torch.ones(()))
         self.checkpointing = False
         self.train()
@@ -94,9 +102,11 @@ class MaskEmbed(Method):
         if self.config.softcap is not None:
             plain_because = "it takes no bias" if self.encoder.has_position_bias else ""
             _backend.check("softcap_attention", device, dtype, plain_because)
+        _backend.check("select_views", device, dtype)
         if self.config.decoder == "transformer":
             _backend.check("mask_embeddings", device, dtype)
         self.teacher.check_uncapped(self.config.uncapped_attention, device, dtype)
+        self.teacher_pass.check(device)
 
     def forward(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         """Equation 1: the squared distance of h(m(g(x))) from f(m(x)), the mean over images, views, tokens, width."""
@@ -115,8 +125,7 @@ class MaskEmbed(Method):
 
         images [B, 3, H, W], visible [B, V, N] bool  ->  [B, V, T, C]; T is 1, the CLS token, for target last_cls.
         """
-        stop = self.teacher.depth - (self.config.target == "penultimate")
-        features = self.teacher.masked_features(images, visible, stop, uncapped=self.config.uncapped_attention)
+        features = self.teacher_pass(images, visible)
         return features[:, :, :1] if self.config.target == "last_cls" else features
 
     def distance(self, rebuilt: Tensor, target: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from timm.models import beit, eva, vision_transformer
 from torch import Tensor, nn
 
 from locfast.errors import UserError
+from locfast.kernels.select_views import select_views
 from locfast.kernels.softcap_attention import softcap_attention
 from locfast.models.uncapped_attention import Implementation, uncapped_attention
 
@@ -54,6 +55,37 @@ def run_block(
 ) -> Tensor:
     """One pre-norm transformer block. x [B, T, C] -> [B, T, C]; all else as in `attend`."""
     attended = attend(block.attn, block.norm1(x), softcap, rope, bias, uncapped=uncapped)
+    return _add_branches(block, x, attended)
+
+
+def run_first_block(
+    block: Any,
+    x: Tensor,
+    shown: Tensor,
+    hidden: Tensor,
+    visible: Tensor,
+    rope: Tensor | None = None,
+    bias: Tensor | None = None,
+    uncapped: Implementation = "sdpa",
+) -> Tensor:
+    """A block over masked views whose tokens do not know each other yet: [B * V, T, C].
+
+    x [B * V, T, C] the views' tokens, put together from shown [B, N, C], the tokens of visible patches, and hidden
+    [P + N, C], the tokens of prefixes and hidden patches, by visible [B, V, N] bool; rope and bias as in `attend`.
+    Equals `run_block(block, x, ...)`; but a visible token is the same in every view and a hidden one in every image, so
+    the first norm and the product for queries, keys and values are made once an image and once a step, not V times an
+    image, and only picked for the views.
+    """
+    attn = block.attn
+    if getattr(attn, "gate", None) is not None:  # a gate is a third product of the normed tokens: no model of timm's
+        return run_block(block, x, None, rope, bias, uncapped)  # that has one is worth a second path
+    products = zip(_products(attn, block.norm1(shown)), _products(attn, block.norm1(hidden)), strict=True)
+    picked = tuple(select_views(one, other, visible).flatten(0, 1) for one, other in products)
+    return _add_branches(block, x, _attend(attn, picked, x, None, rope, bias, None, uncapped))
+
+
+def _add_branches(block: Any, x: Tensor, attended: Tensor) -> Tensor:
+    """A block from behind its attention on: both residual sums, and the MLP."""
     x = x + block.drop_path1(_scale(block, 1, attended))
     return x + block.drop_path2(_scale(block, 2, block.mlp(block.norm2(x))))
 
@@ -74,8 +106,22 @@ def attend(
     all tokens but the prefix. `bias` [1 or B, H, T, T] is added to the logits, before the cap. `key_mask` [B, T] bool:
     which tokens are seen. `uncapped`: what computes attention that has no cap.
     """
+    return _attend(attn, _products(attn, x), x, softcap, rope, bias, key_mask, uncapped)
+
+
+def _attend(
+    attn: Any,
+    products: tuple[Tensor, ...],
+    x: Tensor,
+    softcap: float | None,
+    rope: Tensor | None,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    uncapped: Implementation,
+) -> Tensor:
+    """`attend` from behind the product for queries, keys and values on; `x` is read by a gate alone."""
     softcap = getattr(attn, "softcap", None) if softcap is None else softcap
-    q, k, v = _project(attn, x)
+    q, k, v = _heads(attn, products)
     if hasattr(attn, "q_norm"):
         q, k = attn.q_norm(q), attn.k_norm(k)
     if rope is not None:
@@ -126,19 +172,24 @@ def rotary_table(model: Any, kept: Tensor | None) -> Tensor | None:
     return table[:, :, kept].transpose(1, 2)
 
 
-def _project(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, each [B, H, T, D]."""
+def _products(attn: Any, x: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values of tokens x [..., C], side by side in one tensor or, by three modules, in three."""
     if attn.qkv is None:
-        q = attn.q_proj(x).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
-        k, v = (proj(x).unflatten(-1, (-1, q.shape[-1])).transpose(1, 2) for proj in (attn.k_proj, attn.v_proj))
-        groups = q.shape[1] // k.shape[1]
-        return (q, k, v) if groups == 1 else (q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1))
+        return attn.q_proj(x), attn.k_proj(x), attn.v_proj(x)
     if getattr(attn, "q_bias", None) is None:
-        qkv = attn.qkv(x)
-    else:
-        qkv = F.linear(x, attn.qkv.weight, torch.cat((attn.q_bias, attn.k_bias, attn.v_bias)))
-    q, k, v = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    return q, k, v
+        return (attn.qkv(x),)
+    return (F.linear(x, attn.qkv.weight, torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))),)
+
+
+def _heads(attn: Any, products: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """What `_products` gave for [B, T, C], as queries, keys and values, each [B, H, T, D]."""
+    if len(products) == 1:
+        q, k, v = products[0].unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+    q = products[0].unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+    k, v = (product.unflatten(-1, (-1, q.shape[-1])).transpose(1, 2) for product in products[1:])
+    groups = q.shape[1] // k.shape[1]
+    return (q, k, v) if groups == 1 else (q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1))
 
 
 def _rotate(attn: Any, heads: Tensor, rope: Tensor) -> Tensor:

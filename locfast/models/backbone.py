@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from locfast.errors import UserError
-from locfast.models.attention import is_known_block, relative_position_bias, rotary_table, run_block, timm_class
+from locfast.kernels.select_views import select_views
+from locfast.models.attention import (
+    is_known_block,
+    relative_position_bias,
+    rotary_table,
+    run_block,
+    run_first_block,
+    timm_class,
+)
 from locfast.models.create import create_timm_model
 from locfast.models.uncapped_attention import Implementation, find_flash_attn
 
@@ -145,14 +154,6 @@ class Backbone(nn.Module):
         zero = embed.proj.weight.new_zeros(self.embed_dim)
         return embed.norm(zero if embed.proj.bias is None else embed.proj.bias)
 
-    def select_visible(self, patches: Tensor, visible: Tensor) -> Tensor:
-        """patches [B, N, C], visible [B, V, N] bool -> [B, V, N, C], hidden places holding the empty patch.
-
-        Selected, not multiplied: what is hidden cannot leak, not even a NaN. Equal to masking the pixels of the
-        normalised image, since embeddings are per patch.
-        """
-        return torch.where(visible[..., None], patches[:, None], self.empty_patch().to(patches.dtype))
-
     def add_prefix_and_position(self, patches: Tensor) -> Tensor:
         """Prefix tokens, position embeddings, and CLIP's norm before the blocks: [..., N, C] -> [..., T, C]."""
         lead = patches.shape[:-2]
@@ -185,20 +186,27 @@ class Backbone(nn.Module):
         activations in the backward pass. uncapped: what computes attention without a cap.
         """
         self._check_blocks(softcap, uncapped)
+        for block, rope, bias in self._placed_blocks(kept, start, stop):
+            run = partial(run_block if self.knows_blocks else _run_foreign_block, block)
+            if checkpointing and torch.is_grad_enabled():
+                x = checkpoint(run, x, softcap, rope, bias, uncapped, use_reentrant=False)
+            else:
+                x = run(x, softcap, rope, bias, uncapped)
+        return x
+
+    def _placed_blocks(
+        self, kept: Tensor | None, start: int, stop: int | None
+    ) -> Iterator[tuple[nn.Module, Tensor | None, Tensor | None]]:
+        """Blocks start .. stop - 1, each with its rotary table and its position bias, where the model has those."""
         rope = rotary_table(self.model, kept)
         shared, tokens = None, None
         if self.family == "beit":
             shared = self.model.rel_pos_bias() if self.model.rel_pos_bias is not None else None
             tokens = None if kept is None else self._token_indices(kept)
         for index, block in list(enumerate(self.blocks))[start:stop]:
-            block_rope = rope[index] if rope is not None and getattr(self.model, "rope_mixed", False) else rope
+            own = rope[index] if rope is not None and getattr(self.model, "rope_mixed", False) else rope
             bias = relative_position_bias(block.attn, shared, tokens) if self.family == "beit" else None
-            run = partial(run_block if self.knows_blocks else _run_foreign_block, block)
-            if checkpointing and torch.is_grad_enabled():
-                x = checkpoint(run, x, softcap, block_rope, bias, uncapped, use_reentrant=False)
-            else:
-                x = run(x, softcap, block_rope, bias, uncapped)
-        return x
+            yield block, own, bias
 
     def final_norm(self, x: Tensor) -> Tensor:
         """The norm behind the last block; nothing where the model has none there (BEiT and BEiTv2)."""
@@ -224,16 +232,34 @@ class Backbone(nn.Module):
         stop: int | None = None,
         apply_norm: bool = True,
         uncapped: Implementation = "sdpa",
+        chunk: int | None = None,
     ) -> Tensor:
-        """Features of every masked view, patch embedding done once an image.
+        """Features of every masked view; nothing but the views' tokens is made more than once an image.
 
         images [B, 3, H, W], visible [B, V, N] bool -> [B, V, T, C]: blocks 1 .. stop (None: all but the last), then
-        the final norm. Equals running the model on images whose hidden pixels are the dataset mean.
+        the final norm. Equals running the model on images whose hidden pixels are the dataset mean: embeddings are per
+        patch, so a hidden one is that of a patch of zeros. It is selected, so what is hidden cannot leak, not even a
+        NaN. chunk: how many images pass through the blocks at a time, to save memory (None: all).
         """
-        x = self.add_prefix_and_position(self.select_visible(self.embed_patches(images), visible))
-        x = self.run_blocks(x.flatten(0, 1), stop=self.depth - 1 if stop is None else stop, uncapped=uncapped)
-        x = self.final_norm(x) if apply_norm else x
-        return x.unflatten(0, visible.shape[:2])
+        stop = self.depth - 1 if stop is None else stop
+        patches = self.embed_patches(images)
+        empty = self.empty_patch().to(patches.dtype).expand(1, self.num_patches, -1)
+        hidden = self.add_prefix_and_position(empty)[0]
+        shown = self.add_prefix_and_position(patches)[:, self.num_prefix_tokens :]
+        parts = []
+        for some, seen in zip(shown.split(chunk or len(shown)), visible.split(chunk or len(shown)), strict=True):
+            x = self._run_views(some, hidden, seen, stop, uncapped)
+            parts.append(self.final_norm(x) if apply_norm else x)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).unflatten(0, visible.shape[:2])
+
+    def _run_views(self, shown: Tensor, hidden: Tensor, visible: Tensor, stop: int, uncapped: Implementation) -> Tensor:
+        """shown [B, N, C], hidden [T, C], visible [B, V, N] -> [B * V, T, C] behind block number `stop`."""
+        x = select_views(shown, hidden, visible).flatten(0, 1)
+        if stop == 0 or not self.knows_blocks:
+            return self.run_blocks(x, stop=stop, uncapped=uncapped)
+        ((block, rope, bias),) = self._placed_blocks(None, 0, 1)
+        x = run_first_block(block, x, shown, hidden, visible, rope, bias, uncapped)
+        return self.run_blocks(x, start=1, stop=stop, uncapped=uncapped)
 
     def check_uncapped(self, uncapped: Implementation, device: torch.device, dtype: torch.dtype) -> None:
         """Raise UserError where attention without a cap cannot be computed so on `device` in `dtype`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -164,6 +165,20 @@ def test_a_checkpoint_of_another_run_is_refused(images, run, changes, told):
     with pytest.raises(UserError, match=told):
         train(toy_config(images, run, resume=True, **{**SETTINGS, **changes}))
     assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_what_says_how_and_not_what_may_change_on_resume(images, unbroken, run):
+    train(toy_config(images, run, resume=True, **{**SETTINGS, "toy": ToyConfig(dropout=0.1, pieces=2)}))
+    assert losses(run) == unbroken
+
+
+def test_a_checkpoint_from_before_a_field_existed_did_what_its_default_does(images, unbroken, run):
+    for file in run.glob("checkpoints/step-*/state.json"):
+        state = json.loads(file.read_text())
+        del state["settings"]["toy.poison_gradient"]
+        file.write_text(json.dumps(state))
+    train(toy_config(images, run, resume=True, **SETTINGS))
+    assert losses(run) == unbroken
 
 
 def test_resume_counts_on_unreadable_files(images, tmp_path):

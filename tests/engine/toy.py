@@ -30,6 +30,10 @@ MODELS = {"small": 16, "large": 24}
 
 @dataclass(frozen=True, kw_only=True)
 class ToyConfig(MethodConfig):
+    execution = ("pieces",)
+
+    pieces: int = 1
+    """Says how, not what: nothing depends on it."""
     dropout: float = 0.0
     poison: int | None = None
     """Index of an image whose loss is NaN."""

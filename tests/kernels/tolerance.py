@@ -8,11 +8,16 @@ import torch
 from torch import Tensor
 
 
-def assert_close_as_dtype_allows(found: Tensor, same: Tensor, truth: Tensor, name: str) -> None:
-    """Compare largest errors and relative L2 errors; see the module's docstring."""
+def assert_close_as_dtype_allows(
+    found: Tensor, same: Tensor, truth: Tensor, name: str, computed_in: torch.dtype | None = None
+) -> None:
+    """Compare largest errors and relative L2 errors; see the module's docstring.
+
+    computed_in: the dtype whose unit counts, where results are kept in a wider one (autocast's fp32 gradients).
+    """
     assert found.shape == truth.shape, f"{name}: shape {tuple(found.shape)}, wanted {tuple(truth.shape)}"
     assert found.dtype == same.dtype, f"{name}: {found.dtype}, wanted {same.dtype}"
-    eps = torch.finfo(found.dtype).eps
+    eps = torch.finfo(computed_in or found.dtype).eps
     found, same, truth = found.double().cpu(), same.double().cpu(), truth.double().cpu()
     largest = truth.abs().max()
     ulp = eps * 2.0 ** torch.floor(torch.log2(largest)) if largest > 0 else 0.0

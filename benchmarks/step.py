@@ -1,0 +1,280 @@
+"""How many images a second does a MaskEmbed step take, where does its time go, and what does the public code reach?
+
+Each side runs eagerly and under torch.compile, at its own best micro-batch: sizes double until the memory or the gain
+ends. A step is forward, backward, clip and optimiser, in bf16 autocast over fp32 weights; its parts are timed in runs
+of their own, with the backward pass cut at the embeddings. Weights are random: no time depends on them.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from _harness import Bench, first_line, parser
+from _results import Row
+from _step_flops import Shape, Way, step_flops
+from _step_sides import Side, locfast_side, public_side
+from torch import Tensor
+
+from locfast.config.maskembed import MaskEmbedConfig
+from locfast.methods import create_method
+from locfast.methods.maskembed import Draw, MaskEmbed
+from locfast.random import Keys
+
+
+@dataclass(frozen=True)
+class Case:
+    model: str
+    smallest: int
+    """The first micro-batch that is tried."""
+    size: int | None = None
+    """Pixels of a side, where not the model's own."""
+
+
+CASES = {
+    "B/16@224": Case("vit_base_patch16_clip_quickgelu_224.openai", 64),
+    "L/14@336": Case("vit_large_patch14_clip_quickgelu_336.openai", 16),
+    "SO400M/14@384": Case("vit_so400m_patch14_siglip_384.webli", 8),
+}
+SMOKE = {"T/16@64": Case("vit_tiny_patch16_224", 2, 64)}
+SIDES: dict[str, Callable[[MaskEmbed, bool], Side]] = {"locfast": locfast_side, "public": public_side}
+COUNTED = {
+    "teacher": ("teacher embedding", "teacher"),
+    "encoder forward": ("encoder forward", "head forward"),
+    "encoder backward": ("encoder backward", "head backward"),
+    "decoder forward": ("decoder forward",),
+    "decoder backward": ("decoder backward",),
+}
+"""The FLOPs of which parts a timed part does; the others do no matrix products."""
+ENOUGH = 1.02
+"""A larger micro-batch must gain more than this to be worth a try of the next."""
+SPREAD = 0.02
+"""How far two sides' losses and gradient norms may lie apart in bf16: both round to 2^-9 at every product."""
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--only", nargs="+", choices=[*CASES, *SMOKE], help="these models alone")
+    options.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES))
+    options.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["compiled", "eager"])
+    options.add_argument("--batch", type=int, help="this micro-batch alone, without a search")
+    options.add_argument("--repeats", type=int, default=5)
+    args = options.parse_args()
+    bench = Bench("step", ["mask_embeddings", "select_views", "softcap_attention", "reconstruction_loss"], args)
+    for name, case in (SMOKE if bench.smoke else CASES).items():
+        if args.only and name not in args.only:
+            continue
+        wanted: dict[str, float] | None = None
+        for side in args.sides:
+            for mode in args.modes:
+                if time.monotonic() > bench.deadline:
+                    bench.missed.append(f"{name}, {side} {mode}")
+                    continue
+                wanted = measure(bench, name, case, SIDES[side], mode == "compiled", wanted, args)
+    bench.finish()
+
+
+def measure(bench, name, case, build, compiled, wanted, args) -> dict[str, float] | None:
+    """Rows of one side of one model; gives the loss and the gradient's norm that the next side must have too."""
+    method = make(case, bench.device)
+    side = build(method, compiled)
+    way: Way = "locfast" if build is locfast_side else "baseline"
+    try:
+        found = check(side, method, wanted, bench.device)
+        size, times, peak = best_batch(side, method, case, args, bench)
+        parts = time_parts(side, method, size, args.repeats, bench.device)
+    except Exception as error:  # out of memory at the smallest size, a compiler's failure: the other sides still run
+        bench.add(Row(f"{name}, bf16", "step", side.name, note=f"did not run: {first_line(error)}"))
+        found = wanted
+    else:
+        flops = step_flops(Shape.of(method), size, way)
+        label = f"{name}, {'bf16' if bench.device.type == 'cuda' else 'fp32'}, micro-batch {size}"
+        shape = {"B": size, "V": 3, "T": method.teacher.num_tokens}
+        note = f"{1e3 * size / statistics.median(times):.0f} images/s"
+        bench.add(row(bench, label, "step", side.name, times, sum(flops.values()), shape, peak, note))
+        for part, taken in parts.items():
+            counted = sum(flops[key] for key in COUNTED.get(part, ()))
+            bench.add(row(bench, label, part, side.name, taken, counted, shape))
+    del side, method
+    clear(bench.device)
+    return found
+
+
+def make(case: Case, device: torch.device) -> MaskEmbed:
+    torch.manual_seed(0)
+    method = create_method(
+        "maskembed", MaskEmbedConfig(), model=case.model, pretrained=False, image_size=case.size, seed=0
+    )
+    assert isinstance(method, MaskEmbed)
+    with torch.no_grad():
+        torch.nn.init.normal_(method.head.weight, std=0.02)  # it starts at zero, and then no mistake would show
+    return method.to(device)
+
+
+def batch_of(method: MaskEmbed, size: int, device: torch.device) -> tuple[Tensor, Draw]:
+    """Noise for normalised images, and masks as training draws them."""
+    generator = torch.Generator(device).manual_seed(0)
+    images = torch.randn(size, 3, *method.teacher.image_size, generator=generator, device=device)
+    index = torch.arange(size, device=device)
+    return images, method.draw(Keys(0, torch.zeros_like(index), index))
+
+
+def forward(side: Side, images: Tensor, draw: Draw) -> Tensor:
+    with autocast(images.device):
+        target = side.target(images, draw.visible)
+        rebuilt = side.decode(side.encode(images), draw.visible)
+        return side.loss(rebuilt, target, draw.visible)
+
+
+@contextmanager
+def autocast(device: torch.device) -> Iterator[None]:
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        yield
+
+
+def check(side: Side, method: MaskEmbed, wanted: dict[str, float] | None, device: torch.device) -> dict[str, float]:
+    """Loss and gradient norm on a few images; AssertionError where they differ from the side's before."""
+    images, draw = batch_of(method, 4, device)
+    loss = forward(side, images, draw)
+    loss.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in side.module.parameters() if p.grad is not None])
+    side.optimizer.zero_grad(set_to_none=True)
+    found = {"loss": float(loss), "gradient norm": float(norm)}
+    for what, value in found.items():
+        assert wanted is None or abs(value / wanted[what] - 1) < SPREAD, (
+            f"{side.name}: {what} {value:.6g}, the side before had {wanted[what]:.6g}"
+        )
+    return found
+
+
+def best_batch(side, method, case, args, bench) -> tuple[int, list[float], float | None]:
+    """The micro-batch with the most images a second, its step's times in ms, and the peak of the memory in MiB."""
+    best: tuple[int, list[float], float | None] | None = None
+    size = args.batch or case.smallest
+    while True:
+        try:
+            found = (size, *time_steps(side, method, size, args.repeats, bench.device))
+        except torch.OutOfMemoryError:
+            if best is None:
+                raise
+            found = None
+        clear(bench.device)
+        if found is None:
+            return best
+        gain = float("inf") if best is None else speed(found) / speed(best)
+        best = found if gain > 1 else best
+        if args.batch or bench.smoke or gain < ENOUGH or time.monotonic() > bench.deadline:
+            return best
+        size *= 2
+
+
+def speed(found: tuple[int, list[float], float | None]) -> float:
+    return found[0] / statistics.median(found[1])
+
+
+def time_steps(side, method, size, repeats, device) -> tuple[list[float], float | None]:
+    images, draw = batch_of(method, size, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+    def step() -> None:
+        forward(side, images, draw).backward()
+        side.update()
+
+    times = [laps(device, [("step", step)])["step"] for _ in range(repeats + 2)][2:]
+    return times, torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
+
+
+def time_parts(side, method, size, repeats, device) -> dict[str, list[float]]:
+    """Milliseconds of every part of a step, in the order in which they run."""
+    images, _ = batch_of(method, size, device)
+    host = images.cpu().pin_memory() if device.type == "cuda" else images.clone()
+    index = torch.arange(size, device=device)
+    state: dict[str, Tensor] = {}
+
+    def data() -> None:
+        state["images"] = host.to(device, non_blocking=True)
+
+    def masks() -> None:
+        state["visible"] = method.draw(Keys(0, torch.zeros_like(index), index)).visible
+
+    def teacher() -> None:
+        with autocast(device):
+            state["target"] = side.target(state["images"], state["visible"])
+
+    def encoder_forward() -> None:
+        with autocast(device):
+            state["embeddings"] = side.encode(state["images"])
+            state["cut"] = state["embeddings"].detach().requires_grad_()
+
+    def decoder_forward() -> None:
+        with autocast(device):
+            state["rebuilt"] = side.decode(state["cut"], state["visible"])
+            state["joint"] = state["rebuilt"].detach().requires_grad_()
+
+    def loss_both() -> None:
+        with autocast(device):
+            side.loss(state["joint"], state["target"], state["visible"]).backward()
+
+    def decoder_backward() -> None:
+        state["rebuilt"].backward(state["joint"].grad)
+
+    def encoder_backward() -> None:
+        state["embeddings"].backward(state["cut"].grad)
+
+    order = [
+        ("data", data),
+        ("masks", masks),
+        ("teacher", teacher),
+        ("encoder forward", encoder_forward),
+        ("decoder forward", decoder_forward),
+        ("loss", loss_both),
+        ("decoder backward", decoder_backward),
+        ("encoder backward", encoder_backward),
+        ("optimiser", side.update),
+    ]
+    runs = [laps(device, order) for _ in range(repeats + 1)][1:]
+    return {name: [run[name] for run in runs] for name, _ in order}
+
+
+def laps(device: torch.device, order: list[tuple[str, Callable[[], object]]]) -> dict[str, float]:
+    """Run the functions one after the other; milliseconds of each by the device's clock."""
+    if device.type == "cuda":
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(order) + 1)]
+        torch.cuda.synchronize(device)
+        marks[0].record()
+        for (_, run), mark in zip(order, marks[1:], strict=True):
+            run()
+            mark.record()
+        torch.cuda.synchronize(device)
+        return {name: a.elapsed_time(b) for (name, _), a, b in zip(order, marks, marks[1:], strict=False)}
+    found = {}
+    for name, run in order:
+        start = time.perf_counter()
+        run()
+        found[name] = 1e3 * (time.perf_counter() - start)
+    return found
+
+
+def row(bench, case, direction, who, times, flops, shape, peak=None, note="") -> Row:
+    low, _, _, high = statistics.quantiles(times, n=5, method="inclusive") if len(times) > 1 else [times[0]] * 4
+    median = statistics.median(times)
+    rate = flops / median / 1e9 if flops else None
+    ceiling = bench.result.ceilings.get("TFLOP/s")
+    percent = 100 * rate / ceiling if rate and ceiling else None
+    return Row(case, direction, who, median, low, high, rate, "TFLOP/s", percent, peak, note, shape)
+
+
+def clear(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
