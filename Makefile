@@ -20,6 +20,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python benchmarks/report.py --check
+	$(BIN)/python benchmarks/compute_claim.py --check
 
 # Torch and the build tools first: locfast is then built against that torch, not against a second one in isolation.
 $(READY): pyproject.toml CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
