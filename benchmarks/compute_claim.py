@@ -113,15 +113,15 @@ def claims(steps: int = STEPS) -> list[Claim]:
 def measured(run: Run, results: Path = RESULTS) -> Iterator[tuple[str, str, float]]:
     """(GPU, who, images/s) of locfast's measured steps; smoke tests are passed over.
 
-    They are rows of <gpu>/step.json in "images/s" whose `case` is the recipe's name or its model's, up to a comma, and
-    whose `who` begins with locfast.
+    They are the rows "step" of <gpu>/step.json whose `case` is the recipe's name, up to a comma, and whose `who` begins
+    with locfast.
     """
     for path in sorted(results.glob("*/step.json")):
         measurement = Measurement.read(path)
         for row in [] if measurement.smoke else measurement.rows:
-            ours = row.who.startswith("locfast") and row.case.split(",")[0] in (run.recipe, run.model)
-            if ours and row.unit == "images/s" and row.rate:
-                yield measurement.machine["gpu"], row.who, row.rate
+            ours = row.who.startswith("locfast") and row.case.split(",")[0] == run.recipe
+            if ours and row.direction == "step" and row.ms:
+                yield measurement.machine["gpu"], row.who, 1e3 * row.shape["B"] / row.ms
 
 
 def gpu_hours(claim: Claim, results: Path = RESULTS) -> str:

@@ -37,11 +37,12 @@ class Case:
 
 
 CASES = {
-    "B/16@224": Case("vit_base_patch16_clip_quickgelu_224.openai", 64),
-    "L/14@336": Case("vit_large_patch14_clip_quickgelu_336.openai", 16),
-    "SO400M/14@384": Case("vit_so400m_patch14_siglip_384.webli", 8),
+    "clip_b16": Case("vit_base_patch16_clip_quickgelu_224.openai", 64),
+    "clip_l14_336": Case("vit_large_patch14_clip_quickgelu_336.openai", 16),
+    "siglip_so400m_384": Case("vit_so400m_patch14_siglip_384.webli", 8),
 }
-SMOKE = {"T/16@64": Case("vit_tiny_patch16_224", 2, 64)}
+"""By the recipes' names: ViT-B/16@224, L/14@336, SO400M/14@384."""
+SMOKE = {"tiny": Case("vit_tiny_patch16_224", 2, 64)}
 SIDES: dict[str, Callable[[MaskEmbed, bool], Side]] = {"locfast": locfast_side, "public": public_side}
 COUNTED = {
     "teacher": ("teacher embedding", "teacher"),

@@ -113,10 +113,10 @@ def step_json(folder, *rows: Row, smoke: bool = False) -> None:
 def test_gpu_hours_are_images_over_the_measured_rate(clip, tmp_path):
     step_json(
         tmp_path,
-        Row("clip_b16, B 256, bf16", "both", "locfast", rate=2000.0, unit="images/s"),
-        Row("clip_b16, B 256, bf16", "both", "public", rate=1000.0, unit="images/s"),
-        Row("clip_l14, B 128, bf16", "both", "locfast", rate=400.0, unit="images/s"),
-        Row(f"{clip.run.model}, B 256", "both", "locfast fp8", rate=2500.0, unit="images/s"),
+        Row("clip_b16, bf16", "step", "locfast", ms=128.0, shape={"B": 256}),
+        Row("clip_b16, bf16", "step", "public code", ms=256.0, shape={"B": 256}),
+        Row("clip_l14, bf16", "step", "locfast", ms=320.0, shape={"B": 128}),
+        Row("clip_b16, bf16", "step", "locfast fp8", ms=102.4, shape={"B": 256}),
         Row("clip_b16, teacher alone", "forward", "locfast", rate=500.0, unit="TFLOP/s"),
         Row("clip_b16, B 512", "both", "locfast", note="did not run: out of memory"),
     )
@@ -127,7 +127,7 @@ def test_gpu_hours_are_images_over_the_measured_rate(clip, tmp_path):
 
 
 def test_without_a_measurement_there_are_no_gpu_hours(clip, tmp_path):
-    step_json(tmp_path, Row("clip_b16", "both", "locfast", rate=9.0, unit="images/s"), smoke=True)
+    step_json(tmp_path, Row("clip_b16", "step", "locfast", ms=9.0, shape={"B": 1}), smoke=True)
     assert gpu_hours(clip, tmp_path) == gpu_hours(clip, tmp_path / "empty") == "not measured"
 
 

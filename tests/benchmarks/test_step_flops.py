@@ -146,7 +146,6 @@ def test_patches_are_embedded_once_an_image_for_all_views(method):
     assert found == step_flops(Shape.of(method), BATCH, "locfast")["teacher embedding"]
 
 
-@pytest.mark.xfail(strict=True, reason="the first block's QKV is still computed for every view")
 def test_shared_way_has_the_flops_that_are_counted(method):
     images, visible = inputs(method)
     found = counted_teacher(method, images, visible) | counted_student(method, images, visible)
