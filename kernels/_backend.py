@@ -22,8 +22,11 @@ import torch
 PLAIN = ("tiled", "reference")
 """Backends of plain PyTorch, which run on every device."""
 BACKENDS = ("auto", *PLAIN, "triton", "cuda")
-OPS = ("mask_embeddings", "select_views", "softcap_attention")
+OPS = ("mask_embeddings", "quantize_rows", "select_views", "softcap_attention")
 """Every op that has more than its reference: one folder each beside this file."""
+
+FP8_SINCE = (8, 9)
+"""The compute capability from which GPUs convert to e4m3 and multiply in it."""
 
 Probe = Callable[[torch.device, torch.dtype], str | None]
 """Why a backend cannot run on a device with a dtype; None where it can."""
@@ -164,6 +167,13 @@ def triton_probe(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type == "cuda" and _capability(device) < (8, 0):
         return "needs compute capability 8.0 or newer"
     return _triton_failure()
+
+
+def triton_fp8_probe(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Probe of Triton kernels that write e4m3, which GPUs have from sm_89 on."""
+    if device.type == "cuda" and _capability(device) < FP8_SINCE:
+        return "needs compute capability 8.9 or newer"
+    return triton_probe(device, dtype)
 
 
 def cuda_probe(device: torch.device, dtype: torch.dtype) -> str | None:

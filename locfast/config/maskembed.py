@@ -14,6 +14,7 @@ DecoderKind = Literal["transformer", "average", "additive"]
 Loss = Literal["mse", "cosine", "l1"]
 LossOn = Literal["all", "hidden", "visible"]
 UncappedAttention = Literal["sdpa", "flash-attn"]
+TeacherPrecision = Literal["same", "fp8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,9 @@ class MaskEmbedConfig(MethodConfig):
     """penultimate: blocks 1..L-1, then the pretrained final norm, all tokens; last: all blocks; last_cls: its CLS."""
     target_scale: bool = True
     """Divide targets by one scalar: their standard deviation over samples, tokens, views and dims (mse and l1)."""
+    teacher_precision: TeacherPrecision = "same"
+    """same: as --precision says; fp8: the linear layers of the teacher's blocks in e4m3, on a GPU from sm_89 on;
+    a CPU computes the same quantised products in fp32."""
     masking: Masking = "uniform"
     """uniform: number of visible patches uniform on 0..N, ends included; bernoulli: each patch visible with
     probability bernoulli_p; block: random rectangles (BEiT's) visible; reversed_block: the rectangles hidden."""

@@ -20,6 +20,7 @@ from locfast.methods.base import Batch, Method
 from locfast.methods.mixing import Mix, draw_mix, mix_images
 from locfast.models.backbone import load_backbone
 from locfast.models.decoder import PooledDecoder, TransformerDecoder
+from locfast.models.fp8 import check_fp8, quantise_blocks
 from locfast.models.softcap import set_softcap
 from locfast.models.student import make_student
 from locfast.models.teacher import TeacherPass
@@ -42,7 +43,8 @@ class MaskEmbed(Method):
     The encoder sees the whole image; its embeddings are masked afterwards, so every one must hold what is at its place.
 
     Raises:
-        UserError: the model has no CLS token but the target is its CLS; its attention cannot be capped.
+        UserError: the model has no CLS token but the target is its CLS; its attention cannot be capped, or its blocks
+            cannot run in fp8, and the config asks for it.
     """
 
     preparation_samples = 4096
@@ -74,12 +76,10 @@ class MaskEmbed(Method):
             self.encoder = set_softcap(student, config.softcap)
             self.head = self._new_head()
             self.decoder = self._new_decoder()
+        if config.teacher_precision == "fp8":  # now that the student has its copy
+            quantise_blocks(self.teacher, self._stop)
         self.teacher_pass = TeacherPass(
-            self.teacher,
-            self.teacher.depth - (config.target == "penultimate"),
-            config.uncapped_attention,
-            config.teacher_chunk,
-            config.teacher_graph,
+            self.teacher, self._stop, config.uncapped_attention, config.teacher_chunk, config.teacher_graph
         )
         self.register_buffer("target_scale", torch.ones(()))
         self.checkpointing = False
@@ -105,6 +105,8 @@ class MaskEmbed(Method):
         _backend.check("select_views", device, dtype)
         if self.config.decoder == "transformer":
             _backend.check("mask_embeddings", device, dtype)
+        if self.config.teacher_precision == "fp8":
+            check_fp8(device, dtype)
         self.teacher.check_uncapped(self.config.uncapped_attention, device, dtype)
         self.teacher_pass.check(device)
 
@@ -127,6 +129,11 @@ class MaskEmbed(Method):
         """
         features = self.teacher_pass(images, visible)
         return features[:, :, :1] if self.config.target == "last_cls" else features
+
+    @property
+    def _stop(self) -> int:
+        """How many of the teacher's blocks run."""
+        return self.teacher.depth - (self.config.target == "penultimate")
 
     def distance(self, rebuilt: Tensor, target: Tensor) -> Tensor:
         """Per token, the mean over the width: two tensors [B, V, T, C] -> [B, V, T]."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from locfast.errors import UserError
 from locfast.kernels.select_views import select_views
 from locfast.kernels.softcap_attention import softcap_attention
+from locfast.models.fp8 import Fp8Linear
 from locfast.models.uncapped_attention import Implementation, uncapped_attention
 
 ATTENTIONS: tuple[type[nn.Module], ...] = (
@@ -178,7 +179,8 @@ def _products(attn: Any, x: Tensor) -> tuple[Tensor, ...]:
         return attn.q_proj(x), attn.k_proj(x), attn.v_proj(x)
     if getattr(attn, "q_bias", None) is None:
         return (attn.qkv(x),)
-    return (F.linear(x, attn.qkv.weight, torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))),)
+    bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+    return (attn.qkv.multiply(x, bias) if isinstance(attn.qkv, Fp8Linear) else F.linear(x, attn.qkv.weight, bias),)
 
 
 def _heads(attn: Any, products: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 It truncates fp32 to bf16 where a GPU rounds to nearest even, multiplies the raw bit patterns of bf16 operands, sums
 fp32 products in BLAS's order (another for a tile than for its transpose, where a GPU sums both in sequence), rounds a
-fused product and sum twice, and runs no inline assembly. Kernels are never changed to please the interpreter, so the
+fused product and sum twice, truncates on the way to fp8, and runs no inline assembly. Kernels are never changed to please the interpreter, so the
 corrections live here.
 """
 
@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from locfast.kernels._backend import interpreting
 
@@ -49,6 +50,9 @@ def mend_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
             bits = np.ascontiguousarray(data).view(np.uint32).astype(np.uint64)
             rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
             return np.where(np.isnan(data), 0x7FC0, rounded).astype(np.uint16)
+        if source == tl.float32 and target == tl.float8e4nv:
+            rounded = torch.from_numpy(np.ascontiguousarray(data)).to(torch.float8_e4m3fn)
+            return rounded.view(torch.uint8).numpy()
         return convert(data, source, target, rounding)
 
     def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
