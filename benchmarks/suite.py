@@ -37,11 +37,13 @@ TESTS = (
     *(("-n", "auto") if importlib.util.find_spec("xdist") else ()),  # the time goes into compiling kernels
     *("--ignore=tests/kernels/test_sm_90.py", "--ignore=tests/kernels/test_launches.py"),  # need no GPU
     "tests/kernels",
+    "tests/models/test_fp8.py",
 )
 STEPS = (
     Step("parity", (*TESTS, "-m", "not slow"), takes_options=False, share=0.6),
     Step("attn_softcap", ("benchmarks/attn_softcap.py",), share=0.7),
     Step("mask_embeddings", ("benchmarks/mask_embeddings.py",)),
+    Step("teacher", ("benchmarks/teacher.py",)),
     Step("product", (*TESTS, "-m", "slow"), takes_options=False),
 )
 

@@ -76,22 +76,30 @@ def fp8_linear(
     dtype: torch.dtype,
     fast_accum: bool = True,
 ) -> Tensor:
-    """(x * x_scale) (weight * weight_scale)^T + bias, of e4m3 operands: x [..., K], weight [N, K] -> [..., N] in `dtype`.
+    """(x * x_scale) (weight * weight_scale)^T + bias, of e4m3 operands.
 
-    x_scale [..., 1] and weight_scale [N, 1] in fp32. A GPU multiplies the codes and rounds the result to bf16, bias
-    included; a CPU multiplies the dequantised operands in fp32. The bias is rounded to the result's dtype first.
+    x [..., K], x_scale [..., 1] fp32, weight [N, K], weight_scale [N, 1] fp32 -> [..., N] in `dtype`. A GPU multiplies
+    the codes and rounds the result to bf16, bias included; a CPU multiplies the dequantised operands in fp32. The bias
+    is rounded to the result's dtype first.
     """
-    if x.device.type == "cuda":
-        out = torch._scaled_mm(
-            x.flatten(0, -2),
-            weight.t(),
-            scale_a=x_scale.flatten(0, -2),
-            scale_b=weight_scale.t(),
-            bias=None if bias is None else bias.to(torch.bfloat16),
-            out_dtype=torch.bfloat16,
-            use_fast_accum=fast_accum,
-        )
-        return out.unflatten(0, x.shape[:-1]).to(dtype)
+    if x.device.type != "cuda":
+        return dequantised_linear(x, x_scale, weight, weight_scale, bias, dtype)
+    out = torch._scaled_mm(
+        x.flatten(0, -2),
+        weight.t(),
+        scale_a=x_scale.flatten(0, -2),
+        scale_b=weight_scale.t(),
+        bias=None if bias is None else bias.to(torch.bfloat16),
+        out_dtype=torch.bfloat16,  # the only one that PyTorch has for scales of rows on every GPU with fp8
+        use_fast_accum=fast_accum,
+    )
+    return out.unflatten(0, x.shape[:-1]).to(dtype)
+
+
+def dequantised_linear(
+    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """What `fp8_linear` means: the dequantised operands' product in fp32, rounded once."""
     with torch.autocast(x.device.type, enabled=False):
         bias = None if bias is None else bias.to(dtype).float()
         return F.linear(x.float() * x_scale, weight.float() * weight_scale, bias).to(dtype)
@@ -105,17 +113,18 @@ def quantise_blocks(backbone: Backbone, stop: int | None = None, fast_accum: boo
     can run: some of them take the weights past their layers.
     """
     if not backbone.knows_blocks:
+        kind = type(backbone.blocks[0]).__name__
         raise UserError(
-            f"an fp8 teacher was asked for, but the blocks of {backbone.name} ({type(backbone.blocks[0]).__name__}) run "
-            "only as timm wrote them. Type --maskembed.teacher-precision same."
+            f"an fp8 teacher was asked for, but the blocks of {backbone.name} ({kind}) run only as timm wrote them. "
+            "Type --maskembed.teacher-precision same."
         )
     left = []
-    for index, block in enumerate(list(backbone.blocks)[:stop]):
+    for block in list(backbone.blocks)[:stop]:
         for name, layer in block.named_modules():
             if type(layer) is not nn.Linear:
                 continue
             if layer.in_features % MULTIPLE or layer.out_features % MULTIPLE:
-                left.append(f"{name} [{layer.out_features}, {layer.in_features}]" if index == 0 else "")
+                left.append(f"{name} [{layer.out_features}, {layer.in_features}]")
                 continue
             # The class changes and the object stays, as in set_softcap.
             layer.__class__ = Fp8Linear

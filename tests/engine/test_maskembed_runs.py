@@ -43,6 +43,35 @@ def test_maskembed_killed_and_resumed_repeats_the_curve_bit_for_bit(alone, tmp_p
     assert losses(run) == alone
 
 
+FP8 = MaskEmbedConfig(teacher_precision="fp8")
+
+
+@pytest.fixture(scope="module")
+def alone_in_fp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(_config(tmp_path_factory.mktemp("fp8") / "run", maskembed=FP8))
+
+
+def test_an_fp8_teacher_changes_the_curve_and_saves_the_same_frozen_weights(alone, alone_in_fp8, tmp_path):
+    curve = losses(alone_in_fp8)
+    assert curve != alone and curve == pytest.approx(alone, rel=0.02)  # its targets are 1.9 % off, as distances add
+    plain = train(_config(tmp_path / "plain", steps=1))
+    frozen = "checkpoints/frozen.safetensors"
+    assert (alone_in_fp8 / frozen).read_bytes() == (plain / frozen).read_bytes()
+
+
+def test_a_run_with_an_fp8_teacher_killed_and_resumed_repeats_the_curve_bit_for_bit(alone_in_fp8, tmp_path):
+    run = tmp_path / "run"
+    process = start(_config(run, maskembed=FP8), tmp_path / "out")
+    assert kill_when(process, lambda: len(losses(run)) >= 2)
+    train(_config(run, resume=True, maskembed=FP8))
+    assert losses(run) == losses(alone_in_fp8)
+
+
+def test_an_fp8_teacher_gives_the_same_curve_on_two_ranks(alone_in_fp8, tmp_path):
+    assert finish(*start_ranks(_config(tmp_path / "two", maskembed=FP8), tmp_path / "out", 2)) == [0, 0]
+    assert losses(tmp_path / "two") == pytest.approx(losses(alone_in_fp8), rel=RANKS_AGREE)
+
+
 @pytest.mark.parametrize(
     ("fields", "told"),
     [

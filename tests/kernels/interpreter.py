@@ -1,9 +1,9 @@
 """What Triton's CPU interpreter gets wrong or leaves out, put right for tests.
 
-It truncates fp32 to bf16 where a GPU rounds to nearest even, multiplies the raw bit patterns of bf16 operands, sums
-fp32 products in BLAS's order (another for a tile than for its transpose, where a GPU sums both in sequence), rounds a
-fused product and sum twice, truncates on the way to fp8, and runs no inline assembly. Kernels are never changed to please the interpreter, so the
-corrections live here.
+It truncates fp32 to bf16 and to fp8 where a GPU rounds to nearest even, multiplies the raw bit patterns of bf16
+operands, sums fp32 products in BLAS's order (another for a tile than for its transpose, where a GPU sums both in
+sequence), rounds a fused product and sum twice, and runs no inline assembly. Kernels are never changed to please the
+interpreter, so the corrections live here.
 """
 
 from importlib.util import find_spec

@@ -14,6 +14,7 @@ from triton.runtime import JITFunction, driver
 
 from locfast.kernels.mask_embeddings import triton as mask_embeddings
 from locfast.kernels.philox import triton as philox
+from locfast.kernels.quantize_rows import triton as quantize_rows
 from locfast.kernels.softcap_attention import triton as attention
 
 
@@ -38,6 +39,7 @@ def main() -> None:
     x, visible = torch.zeros(1, 1, 1), torch.ones(1, 1, 1, dtype=torch.bool)
     mask_embeddings.mask_embeddings(x, visible, x[0])
     mask_embeddings.mask_embeddings_backward(x[None], visible, 0)
+    quantize_rows.quantize_rows(x)
     philox.philox(torch.zeros(1, 4, dtype=torch.int64), (1, 2**32 - 1))
 
 

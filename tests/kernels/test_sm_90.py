@@ -23,7 +23,7 @@ def kernels() -> dict[str, Row]:
 def test_every_kernel_compiles(kernels):
     assert {name: row.failed for name, row in kernels.items() if row.failed} == {}
     ops = {name.split()[0] for name in kernels}
-    assert ops >= {"mask_embeddings", "philox", "softcap_attention"}
+    assert ops >= {"mask_embeddings", "philox", "quantize_rows", "softcap_attention"}
 
 
 def test_attention_runs_on_tensor_cores_and_spills_nothing(kernels):
@@ -33,7 +33,7 @@ def test_attention_runs_on_tensor_cores_and_spills_nothing(kernels):
 
 
 def test_elementwise_kernels_spill_nothing(kernels):
-    rows = [row for name, row in kernels.items() if name.startswith(("mask_embeddings", "philox"))]
+    rows = [row for name, row in kernels.items() if name.startswith(("mask_embeddings", "philox", "quantize_rows"))]
     assert rows
     for row in rows:
         assert row.registers and row.spill_bytes == 0, row.kernel
