@@ -13,21 +13,29 @@ from typing import Any
 
 from locfast.config.base import TrainConfig
 from locfast.errors import UserError, suggest
+from locfast.interrupt import watch
 
 NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "file too large"}
+STOPPED = "Stopped by Ctrl-C."
 
 
 def command(main: Callable[[], object]) -> Callable[[], None]:
-    """Run `main` as a command: UserError and a full disk end with one message on stderr and exit code 2."""
+    """Run `main` as a command: UserError and a full disk end with one message on stderr and exit code 2.
+
+    Ctrl-C ends it with one line and exit code 130, within seconds and at whatever moment it comes.
+    """
 
     @functools.wraps(main)
     def run() -> None:
+        told: list[str] = []
         try:
+            watch(lambda: None if told else _tell(STOPPED), 130)
             main()
         except UserError as error:
             _fail(str(error), 2)
         except KeyboardInterrupt:
-            _fail("Stopped by Ctrl-C.", 130)
+            told.append(STOPPED)
+            _fail(STOPPED, 130)
         except BrokenPipeError:
             # the reader of a pipe (head, less) went away: nothing more to say, and no second error at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -134,7 +142,11 @@ def _is_demo(argv: Sequence[str], layers: list[tuple[str, dict[str, Any]]], name
 
 
 def _fail(message: str, code: int) -> None:
+    _tell(message)
+    sys.exit(code)
+
+
+def _tell(message: str) -> None:
     # the other ranks of a torchrun end with the same error: one of them tells it
     if os.environ.get("RANK", "0") == "0":
         print(f"\nlocfast: {message}" if sys.stderr.isatty() else f"locfast: {message}", file=sys.stderr, flush=True)
-    sys.exit(code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from locfast.data.order import Order
 from locfast.data.reader import Done, Job, Reader
 from locfast.data.spec import Geometry, ImageSpec, Source, View
 from locfast.errors import UserError
+from locfast.interrupt import held
 
 log = logging.getLogger("locfast")
 
@@ -99,28 +101,38 @@ class Loader:
         if self.workers:
             # Forked workers share the source's index instead of copying it.
             options = {"multiprocessing_context": "fork", "prefetch_factor": self.prefetch}
-        dones = iter(
-            DataLoader(
-                self._reader,  # type: ignore[arg-type]  # a dataset whose items are jobs
-                batch_size=None,
-                sampler=self._jobs(samples),
-                num_workers=self.workers,
-                collate_fn=_as_it_is,
-                pin_memory=self.pin,
-                # Without one of its own, the DataLoader would draw from torch's global generator.
-                generator=torch.Generator(),
-                **options,
-            )
-        )
+            options["worker_init_fn"] = _leave_ctrl_c_to_the_main_process
         parts: list[Done] = []
+        dones: Iterator[Done] | None = None
+        # Ctrl-C waits where locks of queues are taken, in this process and in those that it forks: a KeyboardInterrupt
+        # between a lock's taking and the block that gives it back would let the end of the workers wait for ever.
         try:
-            while (done := self._next(dones)) is not None:
+            with held():
+                dones = iter(
+                    DataLoader(
+                        self._reader,  # type: ignore[arg-type]  # a dataset whose items are jobs
+                        batch_size=None,
+                        sampler=self._jobs(samples),
+                        num_workers=self.workers,
+                        collate_fn=_as_it_is,
+                        pin_memory=self.pin,
+                        # Without one of its own, the DataLoader would draw from torch's global generator.
+                        generator=torch.Generator(),
+                        **options,
+                    )
+                )
+            while True:
+                with held():
+                    done = self._next(dones)
+                if done is None:
+                    break
                 parts.append(done)
                 if done.last:
                     yield self._batch(parts)
                     parts = []
         finally:
-            del dones  # ends the workers, also when the caller stops early
+            with held():
+                del dones  # ends the workers, also when the caller stops early
 
     def _jobs(self, samples: Iterator[tuple[Tensor, Tensor, Tensor]]) -> Iterator[Job]:
         for position, epoch, index in samples:
@@ -198,6 +210,10 @@ def explain_dead_worker(error: Exception) -> UserError | None:
         f"asked for the next batch, found that a decoding process had died ({error}); most often the "
         "machine ran out of memory or of shared memory (df -h /dev/shm): try fewer --workers, or --workers 0"
     )
+
+
+def _leave_ctrl_c_to_the_main_process(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(done: Any) -> Any:
