@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from locfast.config.base import OptimConfig
 from locfast.data.spec import ImageSpec
+from locfast.models.attention import is_known_block
+from locfast.models.compiled import compile_blocks
 from locfast.random import Keys
 
 Batch = dict[str, Any]
@@ -73,8 +75,9 @@ class Method(nn.Module):
         """Called after optimiser step number `step` (from 1): moving averages and the like."""
 
     def enable_compile(self) -> None:
-        """Compile the networks in place (`--compile`); state-dict keys must not change."""
-        self.compile()
+        """Compile the networks in place (`--compile`), block by block where they have blocks; same state-dict keys."""
+        if not compile_blocks(self, is_known_block):
+            self.compile(dynamic=False)
 
     def enable_grad_checkpointing(self) -> None:
         """Recompute activations of the trainable networks in the backward pass (`--grad-checkpointing`)."""

@@ -58,7 +58,9 @@ def blocks(keys: Keys, grid: tuple[int, int], fraction: float) -> Tensor:
     for block in range(MOST_BLOCKS):
         unfinished = visible.sum(1, keepdim=True) < fraction * patches
         visible = visible | (rectangles[:, block] & unfinished)
-    spare = torch.nn.functional.one_hot(randint(keys, "visible.spare", 1, patches)[:, 0], patches).bool()
+    spare = randint(keys, "visible.spare", 1, patches) == torch.arange(
+        patches, device=device
+    )  # one_hot looks at values
     return visible & ~(visible.all(1, keepdim=True) & spare)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from locfast.errors import UserError
 from locfast.kernels.select_views import select_views
 from locfast.kernels.softcap_attention import softcap_attention
+from locfast.models.compiled import compiled
 from locfast.models.fp8 import Fp8Linear
 from locfast.models.uncapped_attention import Implementation, uncapped_attention
 
@@ -55,6 +56,18 @@ def run_block(
     uncapped: Implementation = "sdpa",
 ) -> Tensor:
     """One pre-norm transformer block. x [B, T, C] -> [B, T, C]; all else as in `attend`."""
+    run = compiled(_run_block) if getattr(block, "compiled", False) else _run_block
+    return run(block, x, softcap, rope, bias, uncapped)
+
+
+def _run_block(
+    block: Any,
+    x: Tensor,
+    softcap: float | None,
+    rope: Tensor | None,
+    bias: Tensor | None,
+    uncapped: Implementation,
+) -> Tensor:
     attended = attend(block.attn, block.norm1(x), softcap, rope, bias, uncapped=uncapped)
     return _add_branches(block, x, attended)
 

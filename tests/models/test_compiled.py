@@ -1,0 +1,65 @@
+"""`--compile` compiles each kind of block once, in the first step, and changes no number beyond rounding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from locfast.config.maskembed import MaskEmbedConfig
+from locfast.config.registry import make_config
+from locfast.engine import loop
+from locfast.engine.run import train
+from locfast.methods import create_method
+from locfast.models import compiled
+from tests.engine.test_loss_curve import RANKS_AGREE
+from tests.engine.toy import losses
+
+KINDS = 3
+"""Blocks of the teacher (no gradient), of the capped encoder, and of the decoder."""
+
+
+@pytest.fixture(params=["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def backend(request, monkeypatch):
+    """aot_eager traces as inductor does, and then runs PyTorch's own kernels: seconds instead of minutes."""
+    monkeypatch.setattr(compiled, "BACKEND", request.param)
+    compiled.compiled.cache_clear()
+    torch._dynamo.reset()
+    counters.clear()
+    yield request.param
+    compiled.compiled.cache_clear()
+    torch._dynamo.reset()
+
+
+def _config(out: Path, **fields: object):
+    few = {"data": "demo:12", "val": "none", "batch_size": 4, "steps": 4, "log_every": 1}
+    return make_config("maskembed", out=str(out), device="cpu", workers=0, **few, **fields)
+
+
+def test_nothing_is_compiled_after_the_first_step_and_the_curve_is_that_of_eager(backend, tmp_path, monkeypatch):
+    eager = losses(train(_config(tmp_path / "eager")))
+    assert not counters["stats"]
+    graphs, step = [], loop.Trainer.train_step
+
+    def counted(self, number, batches):
+        with torch._dynamo.config.patch(error_on_recompile=number > 0):
+            step(self, number, batches)
+        graphs.append(counters["stats"]["unique_graphs"])
+
+    monkeypatch.setattr(loop.Trainer, "train_step", counted)
+    found = losses(train(_config(tmp_path / "run", compile=True)))
+    assert graphs == [KINDS] * 4
+    assert not counters["graph_break"]
+    assert found == pytest.approx(eager, rel=RANKS_AGREE)
+
+
+def test_state_dict_keys_stay_and_every_block_is_compiled(backend):
+    method = create_method("maskembed", MaskEmbedConfig(), model="demo", pretrained=False, seed=0)
+    before = list(method.state_dict())
+    method.enable_compile()
+    assert list(method.state_dict()) == before
+    blocks = [*method.teacher.blocks, *method.encoder.blocks, *method.decoder.blocks]
+    assert len(blocks) > KINDS
+    assert all(block.compiled for block in blocks)
