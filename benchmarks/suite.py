@@ -44,6 +44,7 @@ STEPS = (
     Step("attn_softcap", ("benchmarks/attn_softcap.py",), share=0.7),
     Step("mask_embeddings", ("benchmarks/mask_embeddings.py",)),
     Step("teacher", ("benchmarks/teacher.py",)),
+    Step("optimizers", ("benchmarks/optimizers.py",)),
     Step("product", (*TESTS, "-m", "slow"), takes_options=False),
 )
 
