@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from locfast.kernels.select_views import select_views
 from locfast.models.backbone import Backbone
 
 
 @torch.no_grad()
 def states(backbone: Backbone, images: Tensor, visible: Tensor, stop: int) -> Iterator[Tensor]:
     """What the teacher holds after blocks 1, 2, .. stop, and last its targets: each [B * V, T, C] in fp32."""
-    x = backbone.add_prefix_and_position(backbone.select_visible(backbone.embed_patches(images), visible)).flatten(0, 1)
+    x = select_views(*backbone.view_rows(images), visible).flatten(0, 1)
     for block in range(stop):
         x = backbone.run_blocks(x, block, block + 1)
         yield x.float()

@@ -27,9 +27,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from locfast.kernels.quantize_rows import quantize_rows
-from locfast.models import backbone as backbone_module
 from locfast.models import fp8
+from locfast.models.attention import is_known_block
 from locfast.models.backbone import Backbone, load_backbone
+from locfast.models.compiled import compile_blocks
 
 VIEWS = 3
 MODELS = {  # timm name, images
@@ -86,36 +87,34 @@ def run_model(bench: Bench, name: str, model: str, batch: int, graph: bool) -> N
         features(exact, images, visible)
     case = f"{name}, B {batch}, V {VIEWS}, {stop} blocks"
 
-    def row(who: str, backbone: Backbone, bound: float, compiled: bool = False, captured: bool = False) -> None:
+    def row(who: str, backbone: Backbone, bound: float, captured: bool = False) -> None:
         run: Callable[[], Any] = functools.partial(features, backbone, images, visible, cache=not captured)
 
         def check() -> str:
             nonlocal run
-            with blockwise(compiled, bench.smoke):
-                # the first images of the very run that is timed: another batch would be compiled once more
-                found = error(run()[:CHECKED], truth)
-                assert found["relative"] <= bound, f"targets are {found['relative']:.2%} off, allowed {bound:.2%}"
-                run = capture(run) if captured else run
+            # the first images of the very run that is timed: another batch would be compiled once more
+            found = error(run()[:CHECKED], truth)
+            assert found["relative"] <= bound, f"targets are {found['relative']:.2%} off, allowed {bound:.2%}"
+            run = capture(run) if captured else run
             return f"targets {found['relative']:.2%} off, cosine {found['cosine']:.6f}"
-
-        def timed() -> None:
-            with blockwise(compiled, bench.smoke):
-                run()
 
         shape = {"B": batch, "V": VIEWS, "T": exact.num_tokens, "C": exact.embed_dim}
         flops = counter.get_total_flops()
-        bench.measure(case, "forward", who, timed, check, amount=flops, unit="TFLOP/s", shape=shape)
+        bench.measure(case, "forward", who, lambda: run(), check, amount=flops, unit="TFLOP/s", shape=shape)
 
     kinds: list[tuple[str, Backbone, float]] = [("bf16", exact, rounding), ("fp8", quantised, 2 * forced + rounding)]
-    for compiled in (False, True):
+    for mode in ("", " compiled"):
         for kind, backbone, bound in kinds:
-            who = f"locfast {kind}" + (" compiled" if compiled else "")
-            row(who, backbone, bound, compiled)
+            if mode:
+                compile_blocks(backbone, is_known_block)
+            who = f"locfast {kind}{mode}"
+            row(who, backbone, bound)
             if graph and bench.device.type == "cuda":
-                row(f"{who} graph", backbone, bound, compiled, captured=True)
+                row(f"{who} graph", backbone, bound, captured=True)
     row("locfast fp8, exact sums", slow, 2 * forced + rounding)
     if other := torchao_backbone(bench, exact, stop):
-        row("torchao fp8 compiled", other, 2 * forced + rounding, compiled=True)
+        compile_blocks(other, is_known_block)
+        row("torchao fp8 compiled", other, 2 * forced + rounding)
     found = {kind: errors(exact, backbone, *few, stop, bf16=True) for kind, backbone, _ in kinds}
     write_errors(bench.out / slug(bench.result.machine["gpu"]), name, model, found, bench.device)
 
@@ -141,20 +140,6 @@ def dequantised() -> Iterator[None]:
 
     with mock.patch.object(fp8, "fp8_linear", product):
         yield
-
-
-@functools.cache
-def compiled_block(smoke: bool) -> Callable[..., Tensor]:
-    """One graph for all blocks of a kind; no kernels where nobody would wait for a C++ compiler."""
-    torch._dynamo.config.recompile_limit = 64  # two kinds of block a model, and past 8 a block would silently run eager
-    return torch.compile(backbone_module.run_block, dynamic=False, backend="eager" if smoke else "inductor")
-
-
-def blockwise(compiled: bool, smoke: bool) -> contextlib.AbstractContextManager[object]:
-    """Every block through torch.compile, a block at a time."""
-    if not compiled:
-        return contextlib.nullcontext()
-    return mock.patch.object(backbone_module, "run_block", compiled_block(smoke))
 
 
 def capture(run: Callable[[], object]) -> Callable[[], object]:

@@ -90,9 +90,23 @@ def run_first_block(
     the first norm and the product for queries, keys and values are made once an image and once a step, not V times an
     image, and only picked for the views.
     """
+    run = compiled(_run_first_block) if getattr(block, "compiled", False) else _run_first_block
+    return run(block, x, shown, hidden, visible, rope, bias, uncapped)
+
+
+def _run_first_block(
+    block: Any,
+    x: Tensor,
+    shown: Tensor,
+    hidden: Tensor,
+    visible: Tensor,
+    rope: Tensor | None,
+    bias: Tensor | None,
+    uncapped: Implementation,
+) -> Tensor:
     attn = block.attn
     if getattr(attn, "gate", None) is not None:  # a gate is a third product of the normed tokens: no model of timm's
-        return run_block(block, x, None, rope, bias, uncapped)  # that has one is worth a second path
+        return _run_block(block, x, None, rope, bias, uncapped)  # that has one is worth a second path
     products = zip(_products(attn, block.norm1(shown)), _products(attn, block.norm1(hidden)), strict=True)
     picked = tuple(select_views(one, other, visible).flatten(0, 1) for one, other in products)
     return _add_branches(block, x, _attend(attn, picked, x, None, rope, bias, None, uncapped))

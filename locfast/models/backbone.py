@@ -242,15 +242,23 @@ class Backbone(nn.Module):
         NaN. chunk: how many images pass through the blocks at a time, to save memory (None: all).
         """
         stop = self.depth - 1 if stop is None else stop
-        patches = self.embed_patches(images)
-        empty = self.empty_patch().to(patches.dtype).expand(1, self.num_patches, -1)
-        hidden = self.add_prefix_and_position(empty)[0]
-        shown = self.add_prefix_and_position(patches)[:, self.num_prefix_tokens :]
+        shown, hidden = self.view_rows(images)
         parts = []
         for some, seen in zip(shown.split(chunk or len(shown)), visible.split(chunk or len(shown)), strict=True):
             x = self._run_views(some, hidden, seen, stop, uncapped)
             parts.append(self.final_norm(x) if apply_norm else x)
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).unflatten(0, visible.shape[:2])
+
+    def view_rows(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens that `select_views` puts masked views of images [B, 3, H, W] together from, before the blocks.
+
+        [B, N, C], of visible patches, and [T, C], of prefixes and hidden patches.
+        """
+        patches = self.embed_patches(images)
+        empty = self.empty_patch().to(patches.dtype).expand(1, self.num_patches, -1)
+        return self.add_prefix_and_position(patches)[:, self.num_prefix_tokens :], self.add_prefix_and_position(empty)[
+            0
+        ]
 
     def _run_views(self, shown: Tensor, hidden: Tensor, visible: Tensor, stop: int, uncapped: Implementation) -> Tensor:
         """shown [B, N, C], hidden [T, C], visible [B, V, N] -> [B * V, T, C] behind block number `stop`."""
