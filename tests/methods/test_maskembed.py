@@ -270,7 +270,7 @@ def test_an_fp8_teacher_makes_the_targets_and_their_scale_and_leaves_the_student
     assert {type(m) for m in fp8.encoder.modules()} == {type(m) for m in plain.encoder.modules()}
     draw = fp8.draw(keys())
     target, other = fp8.target(images(), draw.visible), plain.target(images(), draw.visible)
-    # a branch is four products, each some 3.7 % off: 7.4 % in all where they do not help each other; residuals are exact
+    # a branch is four products, each some 3.7 % off: 7.4 % in all where they do not add up; residuals are exact
     assert 0.01 * other.norm() < (target - other).norm() < 0.1 * other.norm()
     fp8.prepare([(batch(), draw)], lambda sums: sums)
     assert fp8.target_scale.item() == pytest.approx(1 / target.double().std(correction=0).item(), rel=1e-6)
