@@ -43,7 +43,7 @@ STEPS = (
     Step("parity", (*TESTS, "-m", "not slow"), takes_options=False, share=0.6),
     Step("attn_softcap", ("benchmarks/attn_softcap.py",), share=0.7),
     Step("mask_embeddings", ("benchmarks/mask_embeddings.py",)),
-    Step("teacher", ("benchmarks/teacher.py",)),
+    Step("teacher", ("benchmarks/teacher.py",), share=0.6),
     Step("optimizers", ("benchmarks/optimizers.py",)),
     Step("product", (*TESTS, "-m", "slow"), takes_options=False),
 )

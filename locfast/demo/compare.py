@@ -30,11 +30,7 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> dict[str, dict
     for name in first["recall"]:
         after = [[100 * run["after"][name]["recall"] for run in claim["runs"]] for claim in (first, second)]
         change = interval([new - old for old, new in zip(*after, strict=True)])
-        found[name] = {
-            "first": sum(after[0]) / len(after[0]),
-            "second": sum(after[1]) / len(after[1]),
-            "change": change,
-        }
+        found[name] = {"first": mean(after[0]), "second": mean(after[1]), "change": change}
     return found
 
 
