@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from typing import Any
 
 import torch
-from _harness import Bench, arguments, num_bytes
+from _harness import Bench, num_bytes, parser
+from _variants import add_option, contenders
 from torch import Tensor
 
 from locfast.kernels.mask_embeddings import mask_embeddings, reference
+from locfast.kernels.mask_embeddings.tiles import CUDA, TRITON
 from tests.kernels.tolerance import assert_close_as_dtype_allows
 
 VIEWS = 3
@@ -17,18 +21,23 @@ CASES = {  # patches, prefix tokens, width of the decoder, images
     "L/14@336": (576, 1, 1024, 64),
     "SO400M/14@384": (729, 0, 1152, 48),
 }
+TILES = {"triton": TRITON, "cuda": CUDA}
 
 
 def main() -> None:
-    args = arguments(__doc__)
+    options = parser(__doc__)
+    options.add_argument("--cases", nargs="+", metavar="CASE", help="those whose name contains one of these")
+    add_option(options, TILES)
+    args = options.parse_args()
     bench = Bench("mask_embeddings", ["mask_embeddings"], args)
     cases = {"smoke": (8, 1, 64, 2)} if bench.smoke else CASES
     for name, (patches, prefix, width, batch) in cases.items():
-        run_case(bench, f"{name}, B {batch}, V {VIEWS}, bf16", batch, patches, prefix, width)
+        if args.cases is None or any(wanted in name for wanted in args.cases):
+            run_case(bench, args.tiles, f"{name}, B {batch}, V {VIEWS}, bf16", batch, patches, prefix, width)
     bench.finish()
 
 
-def run_case(bench: Bench, case: str, batch: int, patches: int, prefix: int, width: int) -> None:
+def run_case(bench: Bench, tiles: list, case: str, batch: int, patches: int, prefix: int, width: int) -> None:
     generator = torch.Generator(bench.device).manual_seed(0)
     make = functools.partial(torch.randn, generator=generator, device=bench.device)
     x = make(batch, patches, width, dtype=torch.bfloat16).requires_grad_()
@@ -36,37 +45,55 @@ def run_case(bench: Bench, case: str, batch: int, patches: int, prefix: int, wid
     visible = torch.rand(batch, VIEWS, patches, generator=generator, device=bench.device) < 0.5
     grad = make(batch, VIEWS, prefix + patches, width, dtype=torch.bfloat16)
     inputs = (x, visible, position)
-    implementations = {
-        "locfast triton": functools.partial(mask_embeddings, backend="triton"),
-        "locfast cuda": functools.partial(mask_embeddings, backend="cuda"),
-        "eager": reference.mask_embeddings,
-    }
+    rows: list[tuple[str, Any, tuple[str, ...], Any]] = [
+        (name, functools.partial(mask_embeddings, backend=backend), directions, setting)
+        for name, backend, directions, setting in contenders(tiles, ["triton", "cuda"])
+    ]
+    both = ("forward", "backward")
+    rows.append(("eager", reference.mask_embeddings, both, contextlib.nullcontext))
     if not bench.smoke:
-        implementations["torch.compile"] = torch.compile(reference.mask_embeddings, dynamic=False)
+        compiled = torch.compile(reference.mask_embeddings, dynamic=False)
+        rows.append(("torch.compile", compiled, both, contextlib.nullcontext))
     wide = (x.detach().double().requires_grad_(), visible, position.detach().double().requires_grad_())
     truth = with_gradients(reference.mask_embeddings, wide, grad.double())
     same = with_gradients(reference.mask_embeddings, inputs, grad)
-    for who, function in implementations.items():
+    moved = num_bytes(x, visible, position, grad)  # x, masks and positions once; the output is as large as grad
+    for who, function, directions, setting in rows:
+        for direction in directions:
+            with setting():
+                measure(bench, case, direction, who, function, inputs, grad, same, truth, moved)
 
-        def check(function=function) -> None:
-            for name, found, near, exact in zip(
-                ("output", "x.grad", "position.grad"), with_gradients(function, inputs, grad), same, truth, strict=True
-            ):
-                assert_close_as_dtype_allows(found, near, exact, name)
 
-        def forward(function=function) -> Tensor:
-            with torch.no_grad():
-                return function(*inputs)
+def measure(
+    bench: Bench,
+    case: str,
+    direction: str,
+    who: str,
+    function: Any,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    grad: Tensor,
+    same: tuple[Tensor, ...],
+    truth: tuple[Tensor, ...],
+    moved: int,
+) -> None:
+    def check() -> None:
+        for name, found, near, exact in zip(
+            ("output", "x.grad", "position.grad"), with_gradients(function, inputs, grad), same, truth, strict=True
+        ):
+            assert_close_as_dtype_allows(found, near, exact, name)
 
-        graph = functools.cache(functools.partial(function, *inputs))
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return function(*inputs)
 
-        def backward(graph=graph) -> object:
-            return torch.autograd.grad(graph(), (x, position), grad, retain_graph=True)
+    graph = functools.cache(functools.partial(function, *inputs))
 
-        moved = num_bytes(x, visible, position, grad)  # x, masks and positions once; the output is as large as grad
-        bench.measure(case, "forward", who, forward, check, amount=moved, unit="GB/s")
-        both = functools.partial(with_gradients, function, inputs, grad)
-        bench.measure(case, "backward", who, backward, check, amount=moved, unit="GB/s", memory=both)
+    def backward() -> object:
+        return torch.autograd.grad(graph(), (inputs[0], inputs[2]), grad, retain_graph=True)
+
+    both = functools.partial(with_gradients, function, inputs, grad)
+    run, memory = (forward, forward) if direction == "forward" else (backward, both)
+    bench.measure(case, direction, who, run, check, amount=moved, unit="GB/s", memory=memory)
 
 
 def with_gradients(function, inputs, grad: Tensor) -> tuple[Tensor, ...]:

@@ -42,8 +42,10 @@ TESTS = (
 STEPS = (
     Step("parity", (*TESTS, "-m", "not slow"), takes_options=False, share=0.6),
     Step("attn_softcap", ("benchmarks/attn_softcap.py",), share=0.7),
-    Step("mask_embeddings", ("benchmarks/mask_embeddings.py",)),
-    Step("teacher", ("benchmarks/teacher.py",), share=0.6),
+    Step("mask_embeddings", ("benchmarks/mask_embeddings.py",), share=0.5),
+    Step("reconstruction_loss", ("benchmarks/reconstruction_loss.py",)),
+    Step("teacher", ("benchmarks/teacher.py",), share=0.5),
+    Step("step", ("benchmarks/step.py",)),
     Step("optimizers", ("benchmarks/optimizers.py",)),
     Step("product", (*TESTS, "-m", "slow"), takes_options=False),
 )

@@ -1,5 +1,5 @@
-// CUDA kernels of mask_embeddings. Both are bound by memory: every thread owns one 16-byte column of one token and
-// walks over images and views, so x, the gradient and the output cross the bus once and positions stay in registers.
+// CUDA kernels of mask_embeddings. Both are bound by memory: a thread owns one 16-byte column of one token and a few
+// images, and loads all that it needs of them, views included, before it uses the first.
 
 #include <cuda_runtime.h>
 #include <torch/headeronly/util/BFloat16.h>
@@ -11,87 +11,130 @@ namespace locfast::mask_embeddings {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kLanes = 32, kMostRows = 16;
+// The published recipes' number of views, which the compiler unrolls; 0 stands for any other.
+constexpr int kViews = 3;
 
 template <typename T, int N>
-struct alignas(sizeof(T) * N) Pack {
+struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack {
   T value[N];
 };
 
+template <int N, typename T>
+__device__ __forceinline__ const Pack<T, N>& pack_at(const T* data) {
+  return *reinterpret_cast<const Pack<T, N>*>(data);
+}
+template <int N, typename T>
+__device__ __forceinline__ Pack<T, N>& pack_at(T* data) {
+  return *reinterpret_cast<Pack<T, N>*>(data);
+}
+
 // x [B, N, C], visible [B, V, N], position [T, C]  ->  out [B, V, T, C]
-template <typename T, int N>
+template <typename T, int N, int Views, int Images>
 __global__ void __launch_bounds__(kThreads)
     forward_kernel(const T* __restrict__ x, const bool* __restrict__ visible, const float* __restrict__ position,
                    T* __restrict__ out, Shape shape) {
-  const int64_t packs = shape.width / N;
+  const int64_t packs = shape.width / N, views = Views ? Views : shape.views;
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (column >= shape.tokens() * packs) return;
   const int64_t token = column / packs, channel = column % packs * N;
   const int64_t patch = token - shape.prefix;
+  const Pack<float, N> place = pack_at<N>(position + column * N);
 
-  float place[N];
+  for (int64_t first = blockIdx.y * Images; first < shape.batch; first += gridDim.y * Images) {
+    Pack<T, N> embedding[Images] = {};
+    bool shown[Images][Views ? Views : 1];
 #pragma unroll
-  for (int i = 0; i < N; ++i) place[i] = position[token * shape.width + channel + i];
-
-  for (int64_t image = blockIdx.y; image < shape.batch; image += gridDim.y) {
-    Pack<T, N> embedding{};
-    if (patch >= 0) {
-      embedding = *reinterpret_cast<const Pack<T, N>*>(x + (image * shape.patches + patch) * shape.width + channel);
+    for (int i = 0; i < Images; ++i) {
+      const int64_t image = first + i;
+      if (patch < 0 || image >= shape.batch) continue;
+      embedding[i] = pack_at<N>(x + (image * shape.patches + patch) * shape.width + channel);
+#pragma unroll
+      for (int v = 0; v < Views; ++v) shown[i][v] = visible[(image * views + v) * shape.patches + patch];
     }
-    for (int64_t view = image * shape.views; view < (image + 1) * shape.views; ++view) {
-      const bool shown = patch >= 0 && visible[view * shape.patches + patch];
-      Pack<T, N> result;
 #pragma unroll
-      for (int i = 0; i < N; ++i) result.value[i] = embed(embedding.value[i], shown, place[i]);
-      *reinterpret_cast<Pack<T, N>*>(out + (view * shape.tokens() + token) * shape.width + channel) = result;
+    for (int i = 0; i < Images; ++i) {
+      const int64_t image = first + i;
+      if (image >= shape.batch) break;
+#pragma unroll
+      for (int v = 0; v < views; ++v) {
+        const int64_t view = image * views + v;
+        bool is_shown = false;
+        if (patch >= 0) is_shown = Views ? shown[i][v % (Views ? Views : 1)] : visible[view * shape.patches + patch];
+        Pack<T, N> result;
+#pragma unroll
+        for (int j = 0; j < N; ++j) result.value[j] = embed(embedding[i].value[j], is_shown, place.value[j]);
+        pack_at<N>(out + view * shape.tokens() * shape.width + column * N) = result;
+      }
     }
   }
 }
 
-// grad [B, V, T, C], visible [B, V, N]  ->  x_grad [B, N, C], partial [parts, T, C]
-template <typename T, int N>
-__global__ void __launch_bounds__(kThreads)
+// grad [B, V, T, C], visible [B, V, N]  ->  x_grad [B, N, C], position_grad [T, C]. A warp of the block is a row.
+template <typename T, int N, int Views, int Images>
+__global__ void __launch_bounds__(kLanes * kMostRows)
     backward_kernel(const T* __restrict__ grad, const bool* __restrict__ visible, T* __restrict__ x_grad,
-                    float* __restrict__ partial, Shape shape) {
-  const int64_t packs = shape.width / N;
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (column >= shape.tokens() * packs) return;
+                    float* __restrict__ position_grad, Shape shape) {
+  extern __shared__ float sums[];  // [rows, 32 * N]
+  const int rows = blockDim.y, row = threadIdx.y;
+  const int64_t packs = shape.width / N, views = Views ? Views : shape.views;
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kLanes + threadIdx.x;
   const int64_t token = column / packs, channel = column % packs * N;
   const int64_t patch = token - shape.prefix;
 
-  float position_grad[N] = {};
-  const int64_t end = first_image(blockIdx.y + 1, gridDim.y, shape.batch);
-  for (int64_t image = first_image(blockIdx.y, gridDim.y, shape.batch); image < end; ++image) {
-    float patch_grad[N] = {};
-    for (int64_t view = image * shape.views; view < (image + 1) * shape.views; ++view) {
-      const bool shown = patch >= 0 && visible[view * shape.patches + patch];
-      const Pack<T, N> from =
-          *reinterpret_cast<const Pack<T, N>*>(grad + (view * shape.tokens() + token) * shape.width + channel);
+  float total[N] = {};
+  for (int64_t first = row; token < shape.tokens() && first < shape.batch; first += rows * Images) {
+    Pack<T, N> from[Images][Views ? Views : 1];
+    bool shown[Images][Views ? Views : 1] = {};
 #pragma unroll
-      for (int i = 0; i < N; ++i) add_gradient(from.value[i], shown, patch_grad[i], position_grad[i]);
+    for (int i = 0; i < Images; ++i) {
+      const int64_t image = first + i * rows;
+      if (image >= shape.batch) break;
+#pragma unroll
+      for (int v = 0; v < Views; ++v) {
+        const int64_t view = image * views + v;
+        from[i][v] = pack_at<N>(grad + view * shape.tokens() * shape.width + column * N);
+        if (patch >= 0) shown[i][v] = visible[view * shape.patches + patch];
+      }
     }
-    if (patch >= 0) {
+#pragma unroll
+    for (int i = 0; i < Images; ++i) {
+      const int64_t image = first + i * rows;
+      if (image >= shape.batch) break;
+      float patch_grad[N] = {};
+#pragma unroll(Views ? Views : 4)
+      for (int v = 0; v < views; ++v) {
+        if constexpr (Views) {
+#pragma unroll
+          for (int j = 0; j < N; ++j) add_gradient(from[i][v].value[j], shown[i][v], patch_grad[j], total[j]);
+        } else {
+          const int64_t view = image * views + v;
+          const Pack<T, N> one = pack_at<N>(grad + view * shape.tokens() * shape.width + column * N);
+          const bool is_shown = patch >= 0 && visible[view * shape.patches + patch];
+#pragma unroll
+          for (int j = 0; j < N; ++j) add_gradient(one.value[j], is_shown, patch_grad[j], total[j]);
+        }
+      }
+      if (patch < 0) continue;
       Pack<T, N> result;
 #pragma unroll
-      for (int i = 0; i < N; ++i) result.value[i] = static_cast<T>(patch_grad[i]);
-      *reinterpret_cast<Pack<T, N>*>(x_grad + (image * shape.patches + patch) * shape.width + channel) = result;
+      for (int j = 0; j < N; ++j) result.value[j] = static_cast<T>(patch_grad[j]);
+      pack_at<N>(x_grad + (image * shape.patches + patch) * shape.width + channel) = result;
     }
   }
-  float* place = partial + (blockIdx.y * shape.tokens() + token) * shape.width + channel;
 #pragma unroll
-  for (int i = 0; i < N; ++i) place[i] = position_grad[i];
+  for (int j = 0; j < N; ++j) sums[(row * kLanes + threadIdx.x) * N + j] = total[j];
+  __syncthreads();
+  for (int i = row * kLanes + threadIdx.x; i < kLanes * N; i += rows * kLanes) {
+    const int64_t place = static_cast<int64_t>(blockIdx.x) * kLanes * N + i;
+    if (place >= shape.tokens() * shape.width) break;
+    float sum = 0.0f;
+    for (int r = 0; r < rows; ++r) sum += sums[r * kLanes * N + i];
+    position_grad[place] = sum;
+  }
 }
 
-// partial [parts, M]  ->  total [M], added in the order of parts
-__global__ void __launch_bounds__(kThreads)
-    add_parts_kernel(const float* __restrict__ partial, float* __restrict__ total, int64_t parts, int64_t size) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (index >= size) return;
-  float sum = 0.0f;
-  for (int64_t part = 0; part < parts; ++part) sum += partial[part * size + index];
-  total[index] = sum;
-}
-
-unsigned blocks_for(int64_t threads) { return static_cast<unsigned>((threads + kThreads - 1) / kThreads); }
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 const char* launch_error() {
   const cudaError_t error = cudaGetLastError();
@@ -103,51 +146,54 @@ constexpr int kPack = 16 / static_cast<int>(sizeof(T));
 
 // 16-byte accesses need rows and base pointers on 16-byte boundaries.
 template <typename T>
-bool packs_fit(const Shape& shape, const void* first, const void* second) {
-  return shape.width % kPack<T> == 0 && reinterpret_cast<uintptr_t>(first) % 16 == 0 &&
-         reinterpret_cast<uintptr_t>(second) % 16 == 0;
+bool packs_fit(const Shape& shape, const void* first, const void* second, const void* third) {
+  const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
+  return shape.width % kPack<T> == 0 && aligned(first) && aligned(second) && aligned(third);
+}
+
+// Calls launch.operator()<N, Views, Images>().
+template <typename T, typename Launch>
+void with_form(const Shape& shape, int images, bool packs, Launch&& launch) {
+  constexpr int kWide = kPack<T>;
+  if (!packs) return launch.template operator()<1, 0, 1>();
+  if (shape.views != kViews) return launch.template operator()<kWide, 0, 1>();
+  if (images == 1) return launch.template operator()<kWide, kViews, 1>();
+  return launch.template operator()<kWide, kViews, 2>();
 }
 
 }  // namespace
 
 template <typename T>
 const char* launch_forward(
-    const T* x, const bool* visible, const float* position, T* out, const Shape& shape, void* stream) {
-  const auto launch = [&](auto kernel, int pack) {
-    const dim3 grid(blocks_for(shape.tokens() * (shape.width / pack)), static_cast<unsigned>(batch_parts(shape)));
-    kernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(x, visible, position, out, shape);
-  };
-  if (packs_fit<T>(shape, x, out)) {
-    launch(forward_kernel<T, kPack<T>>, kPack<T>);
-  } else {
-    launch(forward_kernel<T, 1>, 1);
-  }
+    const T* x, const bool* visible, const float* position, T* out, const Shape& shape, int images, void* stream) {
+  with_form<T>(shape, images, packs_fit<T>(shape, x, position, out), [&]<int N, int Views, int Images>() {
+    constexpr int64_t kMostBlocks = 65535;  // CUDA's limit on a grid's second axis
+    const int64_t columns = shape.tokens() * (shape.width / N);
+    const dim3 grid(static_cast<unsigned>(ceil_div(columns, kThreads)),
+                    static_cast<unsigned>(std::min(ceil_div(shape.batch, Images), kMostBlocks)));
+    forward_kernel<T, N, Views, Images>
+        <<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(x, visible, position, out, shape);
+  });
   return launch_error();
 }
 
 template <typename T>
 const char* launch_backward(
-    const T* grad, const bool* visible, T* x_grad, float* partial, float* position_grad, int64_t parts,
-    const Shape& shape, void* stream) {
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  const auto launch = [&](auto kernel, int pack) {
-    const dim3 grid(blocks_for(shape.tokens() * (shape.width / pack)), static_cast<unsigned>(parts));
-    kernel<<<grid, kThreads, 0, cuda_stream>>>(grad, visible, x_grad, partial, shape);
-  };
-  if (packs_fit<T>(shape, grad, x_grad)) {
-    launch(backward_kernel<T, kPack<T>>, kPack<T>);
-  } else {
-    launch(backward_kernel<T, 1>, 1);
-  }
-  if (const char* error = launch_error()) return error;
-  const int64_t size = shape.tokens() * shape.width;
-  add_parts_kernel<<<blocks_for(size), kThreads, 0, cuda_stream>>>(partial, position_grad, parts, size);
+    const T* grad, const bool* visible, T* x_grad, float* position_grad, const Shape& shape, int rows, int images,
+    void* stream) {
+  with_form<T>(shape, images, packs_fit<T>(shape, grad, x_grad, nullptr), [&]<int N, int Views, int Images>() {
+    const auto blocks = static_cast<unsigned>(ceil_div(shape.tokens() * (shape.width / N), kLanes));
+    const dim3 threads(kLanes, static_cast<unsigned>(rows));
+    const size_t shared = sizeof(float) * kLanes * N * rows;
+    backward_kernel<T, N, Views, Images>
+        <<<blocks, threads, shared, static_cast<cudaStream_t>(stream)>>>(grad, visible, x_grad, position_grad, shape);
+  });
   return launch_error();
 }
 
-#define LOCFAST_INSTANTIATE(T)                                                                                    \
-  template const char* launch_forward<T>(const T*, const bool*, const float*, T*, const Shape&, void*);           \
-  template const char* launch_backward<T>(const T*, const bool*, T*, float*, float*, int64_t, const Shape&, void*);
+#define LOCFAST_INSTANTIATE(T)                                                                                       \
+  template const char* launch_forward<T>(const T*, const bool*, const float*, T*, const Shape&, int, void*);         \
+  template const char* launch_backward<T>(const T*, const bool*, T*, float*, const Shape&, int, int, void*);
 LOCFAST_INSTANTIATE(float)
 LOCFAST_INSTANTIATE(torch::headeronly::Half)
 LOCFAST_INSTANTIATE(torch::headeronly::BFloat16)

@@ -31,30 +31,28 @@ LOCFAST_HOST_DEVICE void add_gradient(T grad, bool visible, float& x_grad, float
   x_grad += visible ? value : 0.0f;
 }
 
-// The position gradient is a sum over images and views. It is cut into this many parts along the batch, each summed in
-// order and then added in order: the same bits on every run and on both devices. Chosen so that parts times tokens
-// times width gives a large GPU (132 multiprocessors) several blocks of 256 threads each.
-inline int64_t batch_parts(const Shape& shape) {
-  constexpr int64_t kWantedThreads = 132 * 2048;
-  const int64_t threads_per_part = shape.tokens() * ((shape.width + 7) / 8);
-  const int64_t parts = (kWantedThreads + threads_per_part - 1) / threads_per_part;
-  constexpr int64_t kMostBlocks = 65535;  // CUDA's limit on a grid's second axis
-  return std::min({parts, shape.batch, kMostBlocks});
+// The position gradient is a sum over images and views. It is cut into this many rows: row r takes images r, r + rows,
+// ... in order, and then the rows are added in order: the same bits on every run and on both devices. On a GPU a row is
+// a warp of one block, so the sum needs neither scratch memory nor a second kernel. Eight are enough where tokens times
+// width is large; more give a large GPU (132 multiprocessors) 1024 threads each.
+inline int64_t batch_rows(const Shape& shape) {
+  constexpr int64_t kWantedThreads = 132 * 1024, kMostRows = 16;
+  const int64_t threads_per_row = std::max<int64_t>(1, shape.tokens() * ((shape.width + 7) / 8));
+  int64_t rows = 8;
+  while (rows < kMostRows && rows * threads_per_row < kWantedThreads) rows *= 2;
+  return std::min(rows, shape.batch);
 }
 
-// Images in part `part`: [first_image(part), first_image(part + 1)).
-LOCFAST_HOST_DEVICE int64_t first_image(int64_t part, int64_t parts, int64_t batch) { return part * batch / parts; }
-
 // Launchers (cuda.cu): contiguous tensors on the current device; T is float, Half or BFloat16. They return an error
-// message, or nullptr.
+// message, or nullptr. images: how many a thread loads before it uses the first, 1 or 2.
 template <typename T>
 const char* launch_forward(
-    const T* x, const bool* visible, const float* position, T* out, const Shape& shape, void* stream);
+    const T* x, const bool* visible, const float* position, T* out, const Shape& shape, int images, void* stream);
 
-// partial: [parts, tokens, width] scratch.
+// rows: at most 16.
 template <typename T>
 const char* launch_backward(
-    const T* grad, const bool* visible, T* x_grad, float* partial, float* position_grad, int64_t parts,
-    const Shape& shape, void* stream);
+    const T* grad, const bool* visible, T* x_grad, float* position_grad, const Shape& shape, int rows, int images,
+    void* stream);
 
 }  // namespace locfast::mask_embeddings

@@ -39,28 +39,28 @@ void forward_on_cpu(const T* x, const bool* visible, const float* position, T* o
 
 template <typename T>
 void backward_on_cpu(
-    const T* grad, const bool* visible, T* x_grad, float* position_grad, int64_t parts, const Shape& shape) {
+    const T* grad, const bool* visible, T* x_grad, float* position_grad, int64_t rows, const Shape& shape) {
   torch::stable::parallel_for(0, shape.tokens(), 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> patch_grad(shape.width), part_grad(shape.width);
+    std::vector<float> patch_grad(shape.width), row_grads(rows * shape.width);
     for (int64_t token = begin; token < end; ++token) {
       const int64_t patch = token - shape.prefix;
+      std::fill(row_grads.begin(), row_grads.end(), 0.0f);
+      for (int64_t image = 0; image < shape.batch; ++image) {
+        float* row_grad = row_grads.data() + image % rows * shape.width;
+        std::fill(patch_grad.begin(), patch_grad.end(), 0.0f);
+        for (int64_t view = image * shape.views; view < (image + 1) * shape.views; ++view) {
+          const bool shown = patch >= 0 && visible[view * shape.patches + patch];
+          const T* from = grad + (view * shape.tokens() + token) * shape.width;
+          for (int64_t c = 0; c < shape.width; ++c) add_gradient(from[c], shown, patch_grad[c], row_grad[c]);
+        }
+        if (patch < 0) continue;
+        T* to = x_grad + (image * shape.patches + patch) * shape.width;
+        for (int64_t c = 0; c < shape.width; ++c) to[c] = static_cast<T>(patch_grad[c]);
+      }
       float* total = position_grad + token * shape.width;
       std::fill(total, total + shape.width, 0.0f);
-      for (int64_t part = 0; part < parts; ++part) {
-        std::fill(part_grad.begin(), part_grad.end(), 0.0f);
-        const int64_t last = first_image(part + 1, parts, shape.batch);
-        for (int64_t image = first_image(part, parts, shape.batch); image < last; ++image) {
-          std::fill(patch_grad.begin(), patch_grad.end(), 0.0f);
-          for (int64_t view = image * shape.views; view < (image + 1) * shape.views; ++view) {
-            const bool shown = patch >= 0 && visible[view * shape.patches + patch];
-            const T* from = grad + (view * shape.tokens() + token) * shape.width;
-            for (int64_t c = 0; c < shape.width; ++c) add_gradient(from[c], shown, patch_grad[c], part_grad[c]);
-          }
-          if (patch < 0) continue;
-          T* to = x_grad + (image * shape.patches + patch) * shape.width;
-          for (int64_t c = 0; c < shape.width; ++c) to[c] = static_cast<T>(patch_grad[c]);
-        }
-        for (int64_t c = 0; c < shape.width; ++c) total[c] += part_grad[c];
+      for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t c = 0; c < shape.width; ++c) total[c] += row_grads[row * shape.width + c];
       }
     }
   });
@@ -90,6 +90,10 @@ void dispatch(ScalarType type, Body&& body) {
 
 void check(bool fits, const char* message) { STD_TORCH_CHECK(fits, "mask_embeddings: ", message); }
 
+void check_images(int64_t images) {
+  check(images == 1 || images == 2, "images in flight must be 1 or 2");
+}
+
 void check_placement(const Tensor& values, const Tensor& visible) {
   check(values.is_contiguous() && visible.is_contiguous(), "contiguous tensors expected");
   check(visible.scalar_type() == ScalarType::Bool, "visible must be bool");
@@ -108,7 +112,8 @@ T* write(Tensor& tensor) {
 
 }  // namespace
 
-Tensor forward(const Tensor& x, const Tensor& visible, const Tensor& position) {
+Tensor forward(const Tensor& x, const Tensor& visible, const Tensor& position, int64_t images) {
+  check_images(images);
   check_placement(x, visible);
   check(x.dim() == 3 && visible.dim() == 3 && position.dim() == 2, "x [B, N, C], visible [B, V, N], position [T, C]");
   const Shape shape{x.size(0), visible.size(1), x.size(1), position.size(0) - x.size(1), x.size(2)};
@@ -126,13 +131,17 @@ Tensor forward(const Tensor& x, const Tensor& visible, const Tensor& position) {
     }
     const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
     const char* error = launch_forward(
-        read<T>(x), read<bool>(visible), read<float>(position), write<T>(out), shape, current_stream(x));
+        read<T>(x), read<bool>(visible), read<float>(position), write<T>(out), shape, static_cast<int>(images),
+        current_stream(x));
     STD_TORCH_CHECK(error == nullptr, "mask_embeddings: ", error);
   });
   return out;
 }
 
-std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& visible, int64_t num_prefix_tokens) {
+std::tuple<Tensor, Tensor> backward(
+    const Tensor& grad, const Tensor& visible, int64_t num_prefix_tokens, int64_t rows, int64_t images) {
+  check_images(images);
+  check(rows >= 0 && rows <= 16, "at most 16 rows; 0 for the usual number");
   check_placement(grad, visible);
   check(grad.dim() == 4 && visible.dim() == 3, "grad [B, V, T, C], visible [B, V, N]");
   const Shape shape{grad.size(0), grad.size(1), visible.size(2), num_prefix_tokens, grad.size(3)};
@@ -146,18 +155,17 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& visible, i
     torch::stable::zero_(position_grad);
     return {x_grad, position_grad};
   }
-  const int64_t parts = batch_parts(shape);
+  rows = rows == 0 ? batch_rows(shape) : rows;
   dispatch(grad.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     if (!grad.is_cuda()) {
       return backward_on_cpu(
-          read<T>(grad), read<bool>(visible), write<T>(x_grad), write<float>(position_grad), parts, shape);
+          read<T>(grad), read<bool>(visible), write<T>(x_grad), write<float>(position_grad), rows, shape);
     }
     const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
-    Tensor partial = torch::stable::new_empty(grad, {parts, shape.tokens(), shape.width}, ScalarType::Float);
     const char* error = launch_backward(
-        read<T>(grad), read<bool>(visible), write<T>(x_grad), write<float>(partial), write<float>(position_grad),
-        parts, shape, current_stream(grad));
+        read<T>(grad), read<bool>(visible), write<T>(x_grad), write<float>(position_grad), shape,
+        static_cast<int>(rows), static_cast<int>(images), current_stream(grad));
     STD_TORCH_CHECK(error == nullptr, "mask_embeddings: ", error);
   });
   return {x_grad, position_grad};

@@ -1,7 +1,8 @@
 """mask_embeddings in Triton. Bound by memory: x, the gradient and the output cross the bus once.
 
-A program owns a tile of tokens x channels and walks over images and views, so positions and the sums for their
-gradient stay in registers. The backward uses no atomics: each program writes its own partial sum.
+A program owns one token, a tile of channels and a few images at a time, whose views are unrolled, so that all of their
+loads are in flight at once. In the backward it walks over all images: the sum for the position's gradient stays in its
+registers, and needs neither atomics nor scratch memory nor a second kernel.
 """
 
 import torch
@@ -10,11 +11,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .._variants import Variant, variant_of_launch
+from .tiles import TRITON, Tiles
 
-WANTED_PROGRAMS = 1024
-"""Programs that keep a large GPU busy (132 multiprocessors, several programs on each); not tuned on one yet."""
-BLOCK_TOKENS = 8
-MAX_BLOCK_CHANNELS = 256
+WANTED_PROGRAMS = 132 * 4
+"""Of the backward, at least: four on each multiprocessor of a large GPU."""
+MIN_CHANNELS = 64
+MOST_PROGRAMS = 65535
+"""On a grid's second axis."""
 
 
 @triton.jit
@@ -24,29 +27,36 @@ def _mask_embeddings_kernel(
     position_ptr,  # [P + N, C]
     out_ptr,  # [B, V, P + N, C]
     B,
-    V,
     N,
     P,
     C,
-    BLOCK_T: tl.constexpr,
+    V: tl.constexpr,
+    BLOCK_B: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    part, parts = tl.program_id(2).to(tl.int64), tl.num_programs(2)
+    tiles = tl.cdiv(C, BLOCK_C)
+    token = tl.program_id(0) // tiles
+    channel = tl.program_id(0) % tiles * BLOCK_C + tl.arange(0, BLOCK_C)
     patch = token - P
-    is_patch = (patch >= 0) & (patch < N)
-    inside = (token < P + N)[:, None] & (channel < C)[None, :]
-    column = token[:, None] * C + channel[None, :]
-    patch_column = patch[:, None] * C + channel[None, :]
-    position = tl.load(position_ptr + column, mask=inside, other=0.0).to(tl.float32)
-    for image in range(part * B // parts, (part + 1) * B // parts):
-        x = tl.load(x_ptr + image * N * C + patch_column, mask=inside & is_patch[:, None], other=0.0).to(tl.float32)
-        for view in range(image * V, image * V + V):
-            shown = tl.load(visible_ptr + view * N + patch, mask=is_patch, other=0) != 0
-            # Selected, not multiplied: a NaN in a hidden patch must not leak.
-            out = tl.where(shown[:, None], x, 0.0) + position
-            tl.store(out_ptr + view * (P + N) * C + column, out.to(out_ptr.dtype.element_ty), mask=inside)
+    column = token.to(tl.int64) * C + channel
+    position = tl.load(position_ptr + column, mask=channel < C, other=0.0).to(tl.float32)
+    for first in range(tl.program_id(1) * BLOCK_B, B, tl.num_programs(1) * BLOCK_B):
+        image = (first + tl.arange(0, BLOCK_B)).to(tl.int64)
+        inside = (image < B)[:, None] & (channel < C)[None, :]
+        x_place = x_ptr + (image * N + patch)[:, None] * C + channel[None, :]
+        x = tl.load(x_place, mask=inside & (patch >= 0), other=0.0).to(tl.float32)
+        for start in tl.static_range(0, V, 32):
+            shown = tl.zeros((BLOCK_B,), tl.int32)  # a bit a view: no load may wait for the store of the view before
+            for i in tl.static_range(32):
+                if start + i < V:
+                    byte = visible_ptr + (image * V + start + i) * N + patch
+                    shown |= (tl.load(byte, mask=(image < B) & (patch >= 0), other=0) != 0).to(tl.int32) << i
+            for i in tl.static_range(32):
+                if start + i < V:
+                    # Selected, not multiplied: a NaN in a hidden patch must not leak.
+                    out = tl.where(((shown >> i) & 1)[:, None] != 0, x, 0.0) + position[None, :]
+                    place = out_ptr + ((image * V + start + i) * (P + N) * C)[:, None] + column[None, :]
+                    tl.store(place, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -54,47 +64,51 @@ def _mask_embeddings_backward_kernel(
     grad_ptr,  # [B, V, P + N, C]
     visible_ptr,  # [B, V, N] uint8
     x_grad_ptr,  # [B, N, C]
-    partial_ptr,  # [parts, P + N, C] fp32
+    position_grad_ptr,  # [P + N, C] fp32
     B,
-    V,
     N,
     P,
     C,
-    BLOCK_T: tl.constexpr,
+    V: tl.constexpr,
+    BLOCK_B: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
-    token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    part, parts = tl.program_id(2).to(tl.int64), tl.num_programs(2)
+    tiles = tl.cdiv(C, BLOCK_C)
+    token = tl.program_id(0) // tiles
+    channel = tl.program_id(0) % tiles * BLOCK_C + tl.arange(0, BLOCK_C)
     patch = token - P
-    is_patch = (patch >= 0) & (patch < N)
-    inside = (token < P + N)[:, None] & (channel < C)[None, :]
-    column = token[:, None] * C + channel[None, :]
-    patch_column = patch[:, None] * C + channel[None, :]
-    position_grad = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
-    for image in range(part * B // parts, (part + 1) * B // parts):
-        x_grad = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
-        for view in range(image * V, image * V + V):
-            shown = tl.load(visible_ptr + view * N + patch, mask=is_patch, other=0) != 0
-            grad = tl.load(grad_ptr + view * (P + N) * C + column, mask=inside, other=0.0).to(tl.float32)
+    column = token.to(tl.int64) * C + channel
+    position_grad = tl.zeros((BLOCK_B, BLOCK_C), tl.float32)
+    for first in tl.range(0, B, BLOCK_B, num_stages=STAGES):
+        image = (first + tl.arange(0, BLOCK_B)).to(tl.int64)
+        inside = (image < B)[:, None] & (channel < C)[None, :]
+        x_grad = tl.zeros((BLOCK_B, BLOCK_C), tl.float32)
+        for v in tl.static_range(V):
+            view = image * V + v
+            shown = tl.load(visible_ptr + view * N + patch, mask=(image < B) & (patch >= 0), other=0) != 0
+            place = grad_ptr + (view * (P + N) * C)[:, None] + column[None, :]
+            grad = tl.load(place, mask=inside, other=0.0).to(tl.float32)
             position_grad += grad
             x_grad += tl.where(shown[:, None], grad, 0.0)
-        tl.store(
-            x_grad_ptr + image * N * C + patch_column,
-            x_grad.to(x_grad_ptr.dtype.element_ty),
-            mask=inside & is_patch[:, None],
-        )
-    tl.store(partial_ptr + part * (P + N) * C + column, position_grad, mask=inside)
+        x_place = x_grad_ptr + (image * N + patch)[:, None] * C + channel[None, :]
+        tl.store(x_place, x_grad.to(x_grad_ptr.dtype.element_ty), mask=inside & (patch >= 0))
+    tl.store(position_grad_ptr + column, tl.sum(position_grad, 0), mask=channel < C)
 
 
-def _grid(batch: int, tokens: int, width: int) -> tuple[tuple[int, int, int], int]:
-    """Launch grid (token tiles, channel tiles, parts of the batch) and the channels of a tile.
+def _cut(kernel: str, batch: int, tokens: int, width: int) -> tuple[Tiles, int]:
+    """The tiles of a launch, and how many there are of tokens x channels.
 
     A function of the shape alone, so sums are cut the same way, and give the same bits, on every GPU.
     """
-    block_channels = min(MAX_BLOCK_CHANNELS, triton.next_power_of_2(width))
-    tiles = triton.cdiv(tokens, BLOCK_TOKENS), triton.cdiv(width, block_channels)
-    return (*tiles, max(1, min(batch, triton.cdiv(WANTED_PROGRAMS, tiles[0] * tiles[1])))), block_channels
+    wanted = TRITON[kernel]
+    channels = min(wanted.channels, triton.next_power_of_2(width))
+    if kernel == "backward":
+        while channels > MIN_CHANNELS and tokens * triton.cdiv(width, channels) < WANTED_PROGRAMS:
+            channels //= 2
+    images = wanted.images * wanted.channels // channels
+    tiles = Tiles(min(images, triton.next_power_of_2(batch)), channels, wanted.num_warps, wanted.stages)
+    return tiles, tokens * triton.cdiv(width, channels)
 
 
 def mask_embeddings(x: Tensor, visible: Tensor, position: Tensor) -> Tensor:
@@ -105,19 +119,20 @@ def mask_embeddings(x: Tensor, visible: Tensor, position: Tensor) -> Tensor:
     out = torch.empty(batch, views, tokens, width, dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
-    grid, block_channels = _grid(batch, tokens, width)
-    _mask_embeddings_kernel[grid](
+    tiles, columns = _cut("forward", batch, tokens, width)
+    _mask_embeddings_kernel[(columns, min(triton.cdiv(batch, tiles.images), MOST_PROGRAMS))](
         x,
         visible.view(torch.uint8),
         position,
         out,
         batch,
-        views,
         patches,
         tokens - patches,
         width,
-        BLOCK_T=BLOCK_TOKENS,
-        BLOCK_C=block_channels,
+        V=views,
+        BLOCK_B=tiles.images,
+        BLOCK_C=tiles.channels,
+        num_warps=tiles.num_warps,
     )
     return out
 
@@ -127,25 +142,27 @@ def mask_embeddings_backward(grad: Tensor, visible: Tensor, num_prefix_tokens: i
     grad, visible = grad.contiguous(), visible.contiguous()
     batch, views, tokens, width = grad.shape
     patches = tokens - num_prefix_tokens
-    grid, block_channels = _grid(batch, tokens, width)
     x_grad = torch.empty(batch, patches, width, dtype=grad.dtype, device=grad.device)
-    partial = torch.empty(grid[2], tokens, width, dtype=torch.float32, device=grad.device)
+    position_grad = torch.empty(tokens, width, dtype=torch.float32, device=grad.device)
     if grad.numel() == 0:
-        return x_grad.zero_(), partial.new_zeros(tokens, width)
-    _mask_embeddings_backward_kernel[grid](
+        return x_grad.zero_(), position_grad.zero_()
+    tiles, columns = _cut("backward", batch, tokens, width)
+    _mask_embeddings_backward_kernel[(columns,)](
         grad,
         visible.view(torch.uint8),
         x_grad,
-        partial,
+        position_grad,
         batch,
-        views,
         patches,
         num_prefix_tokens,
         width,
-        BLOCK_T=BLOCK_TOKENS,
-        BLOCK_C=block_channels,
+        V=views,
+        BLOCK_B=tiles.images,
+        BLOCK_C=tiles.channels,
+        STAGES=tiles.stages,
+        num_warps=tiles.num_warps,
     )
-    return x_grad, partial.sum(0)
+    return x_grad, position_grad
 
 
 SHAPES = {"B/16@224": (196, 1, 768), "L/14@336": (576, 1, 1024), "SO400M/14@384": (729, 0, 1152)}
@@ -160,15 +177,18 @@ def variants() -> list[Variant]:
 
 def _variants_of(dtype: str, shape: str) -> list[Variant]:
     patches, prefix, width = SHAPES[shape]
-    integers = {"B": 64, "V": 3, "N": patches, "P": prefix, "C": width}
-    blocks = {"BLOCK_T": BLOCK_TOKENS, "BLOCK_C": _grid(64, patches + prefix, width)[1]}
+    integers = {"B": 64, "N": patches, "P": prefix, "C": width}
     visible, data = {"visible_ptr": "*u8"}, f"*{dtype}"
     forward = {"x_ptr": data, "position_ptr": "*fp32", "out_ptr": data} | visible
-    backward = {"grad_ptr": data, "x_grad_ptr": data, "partial_ptr": "*fp32"} | visible
-    return [
-        variant_of_launch(f"mask_embeddings {name} {dtype} {shape}", kernel, types, integers, blocks, dtype=dtype)
-        for name, kernel, types in (
-            ("forward", _mask_embeddings_kernel, forward),
-            ("backward", _mask_embeddings_backward_kernel, backward),
-        )
-    ]
+    backward = {"grad_ptr": data, "x_grad_ptr": data, "position_grad_ptr": "*fp32"} | visible
+    forms = []
+    for name, kernel, types in (
+        ("forward", _mask_embeddings_kernel, forward),
+        ("backward", _mask_embeddings_backward_kernel, backward),
+    ):
+        tiles, _ = _cut(name, 64, patches + prefix, width)
+        constants = {"V": 3, "BLOCK_B": tiles.images, "BLOCK_C": tiles.channels}
+        constants |= {"STAGES": tiles.stages} if name == "backward" else {}
+        label, warps = f"mask_embeddings {name} {dtype} {shape}", tiles.num_warps
+        forms.append(variant_of_launch(label, kernel, types, integers, constants, num_warps=warps, dtype=dtype))
+    return forms

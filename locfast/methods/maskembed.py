@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from locfast.config.maskembed import MaskEmbedConfig
 from locfast.data.spec import ImageSpec, View
 from locfast.errors import UserError
 from locfast.kernels import _backend
+from locfast.kernels.reconstruction_loss import reconstruction_loss
 from locfast.methods import masks
 from locfast.methods.base import Batch, Method
 from locfast.methods.mixing import Mix, draw_mix, mix_images
@@ -105,6 +105,7 @@ class MaskEmbed(Method):
         _backend.check("select_views", device, dtype)
         if self.config.decoder == "transformer":
             _backend.check("mask_embeddings", device, dtype)
+        _backend.check("reconstruction_loss", device, dtype)
         if self.config.teacher_precision == "fp8":
             check_fp8(device, dtype)
         self.teacher.check_uncapped(self.config.uncapped_attention, device, dtype)
@@ -113,12 +114,18 @@ class MaskEmbed(Method):
     def forward(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         """Equation 1: the squared distance of h(m(g(x))) from f(m(x)), the mean over images, views, tokens, width."""
         images = mix_images(batch["views"][IMAGE], draw.mix)
-        target = self.target(images, draw.visible) * self.target_scale
+        target = self.target(images, draw.visible)
         features = self.encoder(images, checkpointing=self.checkpointing, uncapped=self.config.uncapped_attention)
         embeddings = self.head(features)
         rebuilt = self.decoder(embeddings[:, self.encoder.num_prefix_tokens :], draw.visible, self.checkpointing)
-        per_token = self.distance(rebuilt[:, :, : target.shape[2]].float(), target.float())
-        loss = self.select(per_token, draw.visible)
+        loss, per_token = reconstruction_loss(
+            rebuilt[:, :, : target.shape[2]],
+            target,
+            self.target_scale,
+            draw.visible,
+            loss=self.config.loss,
+            loss_on=self.config.loss_on,
+        )
         return {"loss": loss, **self._view_losses(per_token.detach())}
 
     @torch.no_grad()
@@ -134,24 +141,6 @@ class MaskEmbed(Method):
     def _stop(self) -> int:
         """How many of the teacher's blocks run."""
         return self.teacher.depth - (self.config.target == "penultimate")
-
-    def distance(self, rebuilt: Tensor, target: Tensor) -> Tensor:
-        """Per token, the mean over the width: two tensors [B, V, T, C] -> [B, V, T]."""
-        if self.config.loss == "cosine":
-            return 1 - F.cosine_similarity(rebuilt, target, dim=-1)
-        difference = rebuilt - target
-        return (difference.square() if self.config.loss == "mse" else difference.abs()).mean(-1)
-
-    def select(self, per_token: Tensor, visible: Tensor) -> Tensor:
-        """Mean over all tokens, or over an image's hidden or visible patches and then over images: a scalar.
-
-        The mean per image comes first, so that gradient accumulation and ranks do not change the loss.
-        """
-        if self.config.loss_on == "all":
-            return per_token.mean()
-        chosen = (visible if self.config.loss_on == "visible" else ~visible).flatten(1)
-        patches = per_token[:, :, self.teacher.num_prefix_tokens :].flatten(1)
-        return (torch.where(chosen, patches, 0).sum(1) / chosen.sum(1).clamp(min=1)).mean()
 
     def _view_losses(self, per_token: Tensor) -> dict[str, Tensor]:
         names = ["masked"] + ["complement"] * self.config.complement + ["all_visible"] * self.config.all_visible

@@ -1,4 +1,5 @@
 import argparse
+import importlib
 import json
 import statistics
 import sys
@@ -164,12 +165,11 @@ def test_measurement_names_what_it_was_made_on(bench):
     assert len(result["sources"]["mask_embeddings"]) == 16
 
 
-def test_mask_embeddings_runs_as_a_smoke_test_on_the_cpu(tmp_path, monkeypatch, capsys):
-    import mask_embeddings
-
-    monkeypatch.setattr(sys, "argv", ["mask_embeddings.py", "--device", "cpu", "--out", str(tmp_path)])
-    mask_embeddings.main()
-    rows = json.loads((tmp_path / "cpu" / "mask_embeddings.json").read_text())["rows"]
+@pytest.mark.parametrize("name", ["mask_embeddings", "reconstruction_loss"])
+def test_benchmarks_of_small_ops_run_as_smoke_tests_on_the_cpu(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--device", "cpu", "--out", str(tmp_path)])
+    importlib.import_module(name).main()
+    rows = json.loads((tmp_path / "cpu" / f"{name}.json").read_text())["rows"]
     eager = [row for row in rows if row["who"] == "eager"]
     assert [row["direction"] for row in eager] == ["forward", "backward"]
     assert all(row["ms"] > 0 for row in eager)

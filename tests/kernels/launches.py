@@ -15,6 +15,7 @@ from triton.runtime import JITFunction, driver
 from locfast.kernels.mask_embeddings import triton as mask_embeddings
 from locfast.kernels.philox import triton as philox
 from locfast.kernels.quantize_rows import triton as quantize_rows
+from locfast.kernels.reconstruction_loss import triton as reconstruction_loss
 from locfast.kernels.softcap_attention import triton as attention
 
 
@@ -40,6 +41,9 @@ def main() -> None:
     mask_embeddings.mask_embeddings(x, visible, x[0])
     mask_embeddings.mask_embeddings_backward(x[None], visible, 0)
     quantize_rows.quantize_rows(x)
+    tokens, scale, slopes = torch.zeros(1, 1, 1, 1), torch.ones(()), torch.zeros(2, 1, 1, 1)
+    reconstruction_loss.token_distance(tokens, tokens, scale, "cosine")
+    reconstruction_loss.token_distance_backward(tokens[0], tokens, tokens, scale, slopes, "cosine")
     philox.philox(torch.zeros(1, 4, dtype=torch.int64), (1, 2**32 - 1))
 
 

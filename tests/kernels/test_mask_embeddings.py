@@ -12,7 +12,7 @@ SHAPES = {  # B, V, N, P, C
     "odd width": (2, 3, 7, 1, 33),
     "packed width": (3, 2, 16, 0, 24),
     "registers": (1, 1, 9, 5, 40),
-    "several tiles": (2, 3, 20, 1, 264),
+    "several tiles": (10, 3, 4, 1, 264),  # of channels, and of images
 }
 
 

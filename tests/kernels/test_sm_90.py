@@ -23,7 +23,7 @@ def kernels() -> dict[str, Row]:
 def test_every_kernel_compiles(kernels):
     assert {name: row.failed for name, row in kernels.items() if row.failed} == {}
     ops = {name.split()[0] for name in kernels}
-    assert ops >= {"mask_embeddings", "philox", "quantize_rows", "softcap_attention"}
+    assert ops >= {"mask_embeddings", "philox", "quantize_rows", "reconstruction_loss", "softcap_attention"}
 
 
 def test_attention_runs_on_tensor_cores_and_spills_nothing(kernels):
@@ -33,7 +33,8 @@ def test_attention_runs_on_tensor_cores_and_spills_nothing(kernels):
 
 
 def test_elementwise_kernels_spill_nothing(kernels):
-    rows = [row for name, row in kernels.items() if name.startswith(("mask_embeddings", "philox", "quantize_rows"))]
+    elementwise = ("mask_embeddings", "philox", "quantize_rows", "reconstruction_loss")
+    rows = [row for name, row in kernels.items() if name.startswith(elementwise)]
     assert rows
     for row in rows:
         assert row.registers and row.spill_bytes == 0, row.kernel
@@ -41,10 +42,28 @@ def test_elementwise_kernels_spill_nothing(kernels):
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_mask_embeddings_moves_16_bytes_at_a_time(kernels, dtype):
+    """Three views: what is narrower are masks, a byte for every pack of a view, and once a program the positions."""
     rows = [row for name, row in kernels.items() if name.startswith("mask_embeddings") and row.dtype == dtype]
     assert len(rows) >= 2
     for row in rows:
         counts = row.instructions
-        assert counts["STG.128"] > 0 and "STG" not in counts, row.kernel
-        # what is narrower are the masks: a byte a token, of which a thread holds as many as it has packs of channels
-        assert counts["LDG.128"] >= counts["LDG"] > 0, row.kernel
+        if "forward" in row.kernel:
+            assert counts["STG.128"] == 3 * counts["LDG.128"] > 0 and "STG" not in counts, row.kernel
+            assert counts["LDG"] <= counts["STG.128"] + 1, row.kernel
+        else:
+            assert counts["LDG.128"] == 3 * counts["STG.128"] > 0 and counts["STG"] == 1, row.kernel
+            assert counts["LDG"] <= counts["LDG.128"], row.kernel
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_reconstruction_loss_moves_16_bytes_at_a_time_and_sums_a_token_in_a_warp(kernels, dtype):
+    """Once a token: the scale, the gradient and two slopes; its distance and two slopes."""
+    rows = [row for name, row in kernels.items() if name.startswith("reconstruction_loss") and row.dtype == dtype]
+    assert len(rows) >= 2
+    for row in rows:
+        counts = row.instructions
+        assert counts["LDG.128"] >= 6 and counts["LDG"] <= 4, row.kernel
+        if "backward" in row.kernel:
+            assert counts["STG.128"] >= 3 and not {"STG", "SHFL", "BAR"} & set(counts), row.kernel
+        else:
+            assert counts["STG"] <= 3, row.kernel
