@@ -6,10 +6,10 @@
 #include "softcap_attention/op.h"
 
 STABLE_TORCH_LIBRARY(locfast_C, library) {
-  library.def("mask_embeddings(Tensor x, Tensor visible, Tensor position, int images=2) -> Tensor");
+  library.def("mask_embeddings(Tensor x, Tensor visible, Tensor position, int images=2, bool added=True) -> Tensor");
   library.def(
-      "mask_embeddings_backward(Tensor grad, Tensor visible, int num_prefix_tokens, int rows=0, int images=1) "
-      "-> (Tensor, Tensor)");
+      "mask_embeddings_backward(Tensor grad, Tensor visible, int num_prefix_tokens, int rows=0, int images=1, "
+      "bool added=True) -> (Tensor, Tensor)");
   library.def("reconstruction_loss(Tensor prediction, Tensor target, Tensor scale, str loss) -> (Tensor, Tensor)");
   library.def(
       "reconstruction_loss_backward(Tensor grad, Tensor prediction, Tensor target, Tensor scale, Tensor slopes, "

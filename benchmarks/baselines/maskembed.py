@@ -90,4 +90,5 @@ class PublicStep(nn.Module):
 
     def loss(self, rebuilt: Tensor, target: Tensor) -> Tensor:
         """The mean squared error over images, views, tokens and width."""
-        return F.mse_loss(rebuilt.float(), target.float() * self.target_scale)
+        wide = self.target_scale.dtype
+        return F.mse_loss(rebuilt.to(wide), target.to(wide) * self.target_scale)

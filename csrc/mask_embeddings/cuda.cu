@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads)
         if (patch >= 0) is_shown = Views ? shown[i][v % (Views ? Views : 1)] : visible[view * shape.patches + patch];
         Pack<T, N> result;
 #pragma unroll
-        for (int j = 0; j < N; ++j) result.value[j] = embed(embedding[i].value[j], is_shown, place.value[j]);
+        for (int j = 0; j < N; ++j) result.value[j] = embed(embedding[i].value[j], is_shown, place.value[j], shape.added);
         pack_at<N>(out + view * shape.tokens() * shape.width + column * N) = result;
       }
     }
@@ -106,13 +106,13 @@ __global__ void __launch_bounds__(kLanes * kMostRows)
       for (int v = 0; v < views; ++v) {
         if constexpr (Views) {
 #pragma unroll
-          for (int j = 0; j < N; ++j) add_gradient(from[i][v].value[j], shown[i][v], patch_grad[j], total[j]);
+          for (int j = 0; j < N; ++j) add_gradient(from[i][v].value[j], shown[i][v], patch_grad[j], total[j], shape.added);
         } else {
           const int64_t view = image * views + v;
           const Pack<T, N> one = pack_at<N>(grad + view * shape.tokens() * shape.width + column * N);
           const bool is_shown = patch >= 0 && visible[view * shape.patches + patch];
 #pragma unroll
-          for (int j = 0; j < N; ++j) add_gradient(one.value[j], is_shown, patch_grad[j], total[j]);
+          for (int j = 0; j < N; ++j) add_gradient(one.value[j], is_shown, patch_grad[j], total[j], shape.added);
         }
       }
       if (patch < 0) continue;

@@ -1,4 +1,5 @@
-// Masking of patch embeddings: the arithmetic of one element, shared by CUDA and CPU, and the CUDA launchers.
+// Masking of patch embeddings: the arithmetic of one element, shared by CUDA and CPU, and the CUDA launchers. The op
+// select_views is the same kernels with rows of positions that stand in hidden places and are not added to visible ones.
 #pragma once
 
 #include <algorithm>
@@ -14,20 +15,22 @@ namespace locfast::mask_embeddings {
 
 struct Shape {
   int64_t batch, views, patches, prefix, width;
+  bool added;  // Whether positions are added to visible patches too.
   LOCFAST_HOST_DEVICE int64_t tokens() const { return prefix + patches; }
 };
 
 // One output element: a hidden patch is selected away rather than multiplied by zero, so a NaN in it cannot leak.
 template <typename T>
-LOCFAST_HOST_DEVICE T embed(T x, bool visible, float position) {
+LOCFAST_HOST_DEVICE T embed(T x, bool visible, float position, bool added) {
+  if (!added) return visible ? x : static_cast<T>(position);
   return static_cast<T>((visible ? static_cast<float>(x) : 0.0f) + position);
 }
 
 // What one element of the output's gradient adds to the gradients of its patch and of its position.
 template <typename T>
-LOCFAST_HOST_DEVICE void add_gradient(T grad, bool visible, float& x_grad, float& position_grad) {
+LOCFAST_HOST_DEVICE void add_gradient(T grad, bool visible, float& x_grad, float& position_grad, bool added) {
   const float value = static_cast<float>(grad);
-  position_grad += value;
+  position_grad += added || !visible ? value : 0.0f;
   x_grad += visible ? value : 0.0f;
 }
 

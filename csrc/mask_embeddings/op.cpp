@@ -30,7 +30,7 @@ void forward_on_cpu(const T* x, const bool* visible, const float* position, T* o
         const T* from = shown ? x + (image * shape.patches + patch) * shape.width : nullptr;
         T* to = out + (view * shape.tokens() + token) * shape.width;
         for (int64_t c = 0; c < shape.width; ++c) {
-          to[c] = embed(from ? from[c] : T(0), shown, position[token * shape.width + c]);
+          to[c] = embed(from ? from[c] : T(0), shown, position[token * shape.width + c], shape.added);
         }
       }
     }
@@ -51,7 +51,7 @@ void backward_on_cpu(
         for (int64_t view = image * shape.views; view < (image + 1) * shape.views; ++view) {
           const bool shown = patch >= 0 && visible[view * shape.patches + patch];
           const T* from = grad + (view * shape.tokens() + token) * shape.width;
-          for (int64_t c = 0; c < shape.width; ++c) add_gradient(from[c], shown, patch_grad[c], row_grad[c]);
+          for (int64_t c = 0; c < shape.width; ++c) add_gradient(from[c], shown, patch_grad[c], row_grad[c], shape.added);
         }
         if (patch < 0) continue;
         T* to = x_grad + (image * shape.patches + patch) * shape.width;
@@ -112,11 +112,11 @@ T* write(Tensor& tensor) {
 
 }  // namespace
 
-Tensor forward(const Tensor& x, const Tensor& visible, const Tensor& position, int64_t images) {
+Tensor forward(const Tensor& x, const Tensor& visible, const Tensor& position, int64_t images, bool added) {
   check_images(images);
   check_placement(x, visible);
   check(x.dim() == 3 && visible.dim() == 3 && position.dim() == 2, "x [B, N, C], visible [B, V, N], position [T, C]");
-  const Shape shape{x.size(0), visible.size(1), x.size(1), position.size(0) - x.size(1), x.size(2)};
+  const Shape shape{x.size(0), visible.size(1), x.size(1), position.size(0) - x.size(1), x.size(2), added};
   check(visible.size(0) == shape.batch && visible.size(2) == shape.patches, "visible does not fit x");
   check(shape.prefix >= 0 && position.size(1) == shape.width, "position does not fit x");
   check(position.scalar_type() == ScalarType::Float && position.is_contiguous(), "contiguous fp32 position expected");
@@ -139,12 +139,12 @@ Tensor forward(const Tensor& x, const Tensor& visible, const Tensor& position, i
 }
 
 std::tuple<Tensor, Tensor> backward(
-    const Tensor& grad, const Tensor& visible, int64_t num_prefix_tokens, int64_t rows, int64_t images) {
+    const Tensor& grad, const Tensor& visible, int64_t num_prefix_tokens, int64_t rows, int64_t images, bool added) {
   check_images(images);
   check(rows >= 0 && rows <= 16, "at most 16 rows; 0 for the usual number");
   check_placement(grad, visible);
   check(grad.dim() == 4 && visible.dim() == 3, "grad [B, V, T, C], visible [B, V, N]");
-  const Shape shape{grad.size(0), grad.size(1), visible.size(2), num_prefix_tokens, grad.size(3)};
+  const Shape shape{grad.size(0), grad.size(1), visible.size(2), num_prefix_tokens, grad.size(3), added};
   check(visible.size(0) == shape.batch && visible.size(1) == shape.views, "visible does not fit grad");
   check(shape.prefix >= 0 && grad.size(2) == shape.tokens(), "grad must have P + N tokens");
 

@@ -3,6 +3,8 @@
 A program owns one token, a tile of channels and a few images at a time, whose views are unrolled, so that all of their
 loads are in flight at once. In the backward it walks over all images: the sum for the position's gradient stays in its
 registers, and needs neither atomics nor scratch memory nor a second kernel.
+
+select_views is the same kernels with ADDED off: rows of `position` then stand in hidden places, and nothing is added.
 """
 
 import torch
@@ -31,6 +33,7 @@ def _mask_embeddings_kernel(
     P,
     C,
     V: tl.constexpr,
+    ADDED: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -39,7 +42,7 @@ def _mask_embeddings_kernel(
     channel = tl.program_id(0) % tiles * BLOCK_C + tl.arange(0, BLOCK_C)
     patch = token - P
     column = token.to(tl.int64) * C + channel
-    position = tl.load(position_ptr + column, mask=channel < C, other=0.0).to(tl.float32)
+    position = tl.load(position_ptr + column, mask=channel < C, other=0.0).to(tl.float32)[None, :]
     for first in range(tl.program_id(1) * BLOCK_B, B, tl.num_programs(1) * BLOCK_B):
         image = (first + tl.arange(0, BLOCK_B)).to(tl.int64)
         inside = (image < B)[:, None] & (channel < C)[None, :]
@@ -54,7 +57,8 @@ def _mask_embeddings_kernel(
             for i in tl.static_range(32):
                 if start + i < V:
                     # Selected, not multiplied: a NaN in a hidden patch must not leak.
-                    out = tl.where(((shown >> i) & 1)[:, None] != 0, x, 0.0) + position[None, :]
+                    is_shown = ((shown >> i) & 1)[:, None] != 0
+                    out = tl.where(is_shown, x, 0.0) + position if ADDED else tl.where(is_shown, x, position)
                     place = out_ptr + ((image * V + start + i) * (P + N) * C)[:, None] + column[None, :]
                     tl.store(place, out.to(out_ptr.dtype.element_ty), mask=inside)
 
@@ -70,6 +74,7 @@ def _mask_embeddings_backward_kernel(
     P,
     C,
     V: tl.constexpr,
+    ADDED: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_C: tl.constexpr,
     STAGES: tl.constexpr,
@@ -89,7 +94,7 @@ def _mask_embeddings_backward_kernel(
             shown = tl.load(visible_ptr + view * N + patch, mask=(image < B) & (patch >= 0), other=0) != 0
             place = grad_ptr + (view * (P + N) * C)[:, None] + column[None, :]
             grad = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-            position_grad += grad
+            position_grad += grad if ADDED else tl.where(shown[:, None], 0.0, grad)
             x_grad += tl.where(shown[:, None], grad, 0.0)
         x_place = x_grad_ptr + (image * N + patch)[:, None] * C + channel[None, :]
         tl.store(x_place, x_grad.to(x_grad_ptr.dtype.element_ty), mask=inside & (patch >= 0))
@@ -111,8 +116,11 @@ def _cut(kernel: str, batch: int, tokens: int, width: int) -> tuple[Tiles, int]:
     return tiles, tokens * triton.cdiv(width, channels)
 
 
-def mask_embeddings(x: Tensor, visible: Tensor, position: Tensor) -> Tensor:
-    """x [B, N, C] fp32, fp16 or bf16, visible [B, V, N], position [P + N, C]  ->  [B, V, P + N, C]."""
+def mask_embeddings(x: Tensor, visible: Tensor, position: Tensor, added: bool = True) -> Tensor:
+    """x [B, N, C] fp32, fp16 or bf16, visible [B, V, N], position [P + N, C]  ->  [B, V, P + N, C].
+
+    added: whether positions are added to visible patches too; if not, this is select_views.
+    """
     x, visible, position = x.contiguous(), visible.contiguous(), position.contiguous()
     batch, patches, width = x.shape
     views, tokens = visible.shape[1], position.shape[0]
@@ -130,6 +138,7 @@ def mask_embeddings(x: Tensor, visible: Tensor, position: Tensor) -> Tensor:
         tokens - patches,
         width,
         V=views,
+        ADDED=added,
         BLOCK_B=tiles.images,
         BLOCK_C=tiles.channels,
         num_warps=tiles.num_warps,
@@ -137,7 +146,9 @@ def mask_embeddings(x: Tensor, visible: Tensor, position: Tensor) -> Tensor:
     return out
 
 
-def mask_embeddings_backward(grad: Tensor, visible: Tensor, num_prefix_tokens: int) -> tuple[Tensor, Tensor]:
+def mask_embeddings_backward(
+    grad: Tensor, visible: Tensor, num_prefix_tokens: int, added: bool = True
+) -> tuple[Tensor, Tensor]:
     """grad [B, V, P + N, C]  ->  gradients of x [B, N, C] in grad's dtype, and of position [P + N, C] in fp32."""
     grad, visible = grad.contiguous(), visible.contiguous()
     batch, views, tokens, width = grad.shape
@@ -157,6 +168,7 @@ def mask_embeddings_backward(grad: Tensor, visible: Tensor, num_prefix_tokens: i
         num_prefix_tokens,
         width,
         V=views,
+        ADDED=added,
         BLOCK_B=tiles.images,
         BLOCK_C=tiles.channels,
         STAGES=tiles.stages,
@@ -187,7 +199,7 @@ def _variants_of(dtype: str, shape: str) -> list[Variant]:
         ("backward", _mask_embeddings_backward_kernel, backward),
     ):
         tiles, _ = _cut(name, 64, patches + prefix, width)
-        constants = {"V": 3, "BLOCK_B": tiles.images, "BLOCK_C": tiles.channels}
+        constants = {"V": 3, "ADDED": True, "BLOCK_B": tiles.images, "BLOCK_C": tiles.channels}
         constants |= {"STAGES": tiles.stages} if name == "backward" else {}
         label, warps = f"mask_embeddings {name} {dtype} {shape}", tiles.num_warps
         forms.append(variant_of_launch(label, kernel, types, integers, constants, num_warps=warps, dtype=dtype))

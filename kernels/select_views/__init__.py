@@ -105,6 +105,6 @@ def _flops(*args: Any, **kwargs: Any) -> int:
     return 0
 
 
-_backend.register(OP, {"triton": _backend.absent, "cuda": _backend.absent, "reference": _backend.anywhere})
+_backend.register(OP, {"triton": _backend.triton_probe, "cuda": _backend.cuda_probe, "reference": _backend.anywhere})
 
 __all__ = ["select_views"]
