@@ -6,7 +6,9 @@ import logging
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +45,9 @@ class Replaced:
 class Loader:
     """Batches of a source for an ImageSpec; knows no model, no method, no rank.
 
+    On a GPU a batch is moved and normalised on a stream of its own, at once when it is asked for: a caller that queues
+    its work without waiting for it, as the training loop does, asks while the GPU still computes on the batch before.
+
     `workers` 0 decodes in this process, None chooses by the cores of this machine. `pin` None: pinned memory when the
     device is a GPU. `replaced` counts and names what could not be read, as far as batches were handed out.
     """
@@ -69,6 +74,10 @@ class Loader:
         self.replaced = Replaced()
         self._reader = Reader(source, spec, self.order, get_decoder(decoder))
         self._constants = {name: _constants(view, self.device) for name, view in spec.views.items()}
+        self._stream: torch.cuda.Stream | None = None
+        if self.device.type == "cuda":
+            self._stream = torch.cuda.Stream(self.device)
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))  # for the constants
 
     def batches(self, positions: Iterable[Tensor]) -> Iterator[Batch]:
         """One batch for each element of `positions`, a [B] int64 tensor of places in the stream of samples (`Order`).
@@ -152,13 +161,24 @@ class Loader:
     def _batch(self, parts: list[Done]) -> Batch:
         for part in parts:
             self._report(part)
+        if self._stream is None:
+            return self._on_device(parts)
+        with torch.cuda.stream(self._stream):
+            batch = self._on_device(parts)
+        here = torch.cuda.current_stream(self.device)
+        here.wait_stream(self._stream)
+        for tensor in _tensors(batch):
+            tensor.record_stream(here)  # or its memory could go to the next batch while this one is in use
+        return batch
+
+    def _on_device(self, parts: list[Done]) -> Batch:
         batch: Batch = {
             "views": {name: self._normalised(name, [part.views[name] for part in parts]) for name in self.spec.views},
             "geometry": {name: _geometry([part.geometry[name] for part in parts]) for name in self.spec.views},
         }
         for name in ("position", "epoch", "index"):
-            values = [value for part in parts for value in getattr(part, name)]
-            batch[name] = torch.tensor(values, dtype=torch.int64).to(self.device)
+            values = torch.tensor([value for part in parts for value in getattr(part, name)], dtype=torch.int64)
+            batch[name] = (values.pin_memory() if self.pin else values).to(self.device, non_blocking=True)
         if self.spec.label_map:
             maps = {name: [part.label_map[name] for part in parts] for name in self.spec.views}
             batch["label_map"] = {name: self._moved(map_parts) for name, map_parts in maps.items()}
@@ -205,6 +225,9 @@ def explain_dead_worker(error: Exception) -> UserError | None:
     lost = isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
     if not lost and "DataLoader worker (pid" not in str(error):
         return None
+    if lost:
+        with suppress(RuntimeError):  # a connection ends a moment before its process, at whose end torch raises
+            time.sleep(0.2)
     multiprocessing.active_children()  # reaps the dead one; torch would raise again at the end of every other worker
     return UserError(
         f"asked for the next batch, found that a decoding process had died ({error}); most often the "
@@ -226,6 +249,12 @@ def _constants(view: View, device: torch.device) -> tuple[Tensor, Tensor, Tensor
         torch.tensor(value, dtype=torch.float32, device=device).view(3, 1, 1) for value in (view.mean, view.std)
     )
     return torch.tensor(255.0, device=device), mean, std
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    """Those of a batch that lie on the GPU."""
+    inside = [value for part in batch.values() for value in (part.values() if isinstance(part, dict) else [part])]
+    return [value for value in inside if isinstance(value, Tensor) and value.is_cuda]
 
 
 def _geometry(parts: list[dict[str, Any]]) -> Geometry:

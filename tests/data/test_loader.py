@@ -266,6 +266,30 @@ main()
 """
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_reaches_the_gpu_while_that_computes_and_holds_the_cpus_bits(folder, workers):
+    source = ImageFolder(folder(12))
+    wanted = joined(Loader(source, SPEC, seed=0, workers=0).batches(positions(0, 4, 3)))
+    loader = Loader(source, SPEC, seed=0, workers=workers, device="cuda")
+    batches = loader.batches(positions(0, 4, 3))
+    made = [next(batches)]
+    torch.cuda._sleep(20_000_000_000)  # ten seconds: the GPU is busy with the batch before
+    done = torch.cuda.Event()
+    done.record()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        made.append(next(batches))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    copied = torch.cuda.Event()
+    copied.record(loader._stream)
+    copied.synchronize()
+    assert not done.query()
+    made += batches
+    assert_equal(wanted, {name: value.cpu() for name, value in joined(made).items()})
+
+
 def test_a_killed_worker_ends_the_run_with_one_message(folder):
     done = subprocess.run([sys.executable, "-c", KILLS, str(folder(8))], capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stderr
