@@ -22,9 +22,10 @@ from locfast.engine.ema import Average
 from locfast.engine.flops import ceiling, count_flops
 from locfast.engine.logs import log
 from locfast.engine.nonfinite import MicroBatch, explain
-from locfast.engine.optim import set_learning_rate, state_tensors
+from locfast.engine.optim import gate, set_learning_rate, state_tensors
 from locfast.engine.precision import autocast
 from locfast.engine.progress import Display, Meter
+from locfast.engine.reading import Reading
 from locfast.engine.run_folder import RunFolder
 from locfast.engine.schedule import Plan, learning_rate
 from locfast.engine.trackers import Jsonl, Tracker
@@ -37,6 +38,17 @@ _LOCAL_BUFFERS: dict[str, Any] = {
     next(name for name in _NAMES if name in signature(DistributedDataParallel).parameters): False
 }
 """Ranks make equal buffers by themselves, so none are sent at every step."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step that the host has queued."""
+
+    step: int
+    rate: float
+    seen: list[MicroBatch]
+    names: list[str]
+    reading: Reading
 
 
 @dataclass
@@ -62,12 +74,17 @@ class Trainer:
     validation: Validation | None = None
     model: nn.Module = field(init=False)
 
+    taken: Taken | None = field(init=False, default=None)
+    """The last step, as long as its numbers are on their way."""
+
     def __post_init__(self) -> None:
         self.parameters = [p for p in self.method.parameters() if p.requires_grad]
         self.device = self.method.device
         self.meter = Meter(self.plan, self.device, ceiling(self.device, self.precision))
         self.warmup = round(self.optim.warmup_epochs * self.plan.samples / self.plan.batch)
         self.save_every = self.config.save_every or math.ceil(self.plan.steps / 10)
+        # what a method does after a step cannot be taken back: it waits to know that the step was sound
+        self.frees_the_host = type(self.method).after_step is Method.after_step
         self.model = self.method
         if self.world.size > 1:
             self.model = DistributedDataParallel(self.method, gradient_as_bucket_view=True, **_LOCAL_BUFFERS)
@@ -79,25 +96,29 @@ class Trainer:
         with self.display, closing(batches):  # type: ignore[type-var]  # a generator: closing it ends the workers
             self.display.advance(start)
             for step in range(start, self.plan.steps):
-                numbers = self.train_step(step, batches)
+                self.train_step(step, batches)
                 done = step + 1
                 self.display.advance(done)
                 last = done == self.plan.steps
-                if last or done == 1 or done % self.config.log_every == 0:
+                told = last or done == 1 or done % self.config.log_every == 0
+                judged = self.validation is not None and self.plan.ends_epoch(done)
+                saved = last or done % self.save_every == 0
+                numbers = self.settle() if told or judged or saved else {}
+                if told:
                     self.record(done, {**numbers, **self.meter.read(done)}, line=True)
                 with self.meter.paused():
-                    if self.validation is not None and self.plan.ends_epoch(done):
+                    if judged:
                         self.validate(done)
-                    if last or done % self.save_every == 0:
+                    if saved:
                         self.save(done)
 
-    def train_step(self, step: int, batches: Iterator[Batch]) -> dict[str, float]:
-        """One optimiser step, number `step` from 0: the loss and its parts as means over the whole global batch.
+    def train_step(self, step: int, batches: Iterator[Batch]) -> None:
+        """One optimiser step, number `step` from 0; `settle` gives its numbers.
 
-        The step's one wait for the device stands before the optimiser, so that weights never take in a NaN.
+        The host waits for no result of the step: a fused optimiser looks on the device whether loss and gradient are
+        finite, and leaves weights and state alone where they are not. What the host waits for, before it queues the
+        update, is the numbers of the step *before*, while the device has a forward and backward pass to do.
         """
-        rate = learning_rate(step, self.plan.steps, self.config.lr or 0.0, self.warmup, self.optim.final_lr_ratio)
-        set_learning_rate(self.optimizer, rate)
         parts: dict[str, Tensor] = {}
         seen: list[MicroBatch] = []
         for round_ in range(self.plan.accumulation):
@@ -111,17 +132,37 @@ class Trainer:
         names = sorted(parts)
         means = self.world.sum(torch.stack([parts[n] for n in names])) / (self.plan.accumulation * self.world.size)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        numbers = dict(zip([*names, "grad_norm"], torch.cat([means, norm.double()[None]]).tolist(), strict=True))
-        if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"])):
-            self.stop(step, seen, numbers)
+        sound = means[names.index("loss")].isfinite() & norm.isfinite()
+        self.settle()
+        rate = learning_rate(step, self.plan.steps, self.config.lr or 0.0, self.warmup, self.optim.final_lr_ratio)
+        self.taken = Taken(step, rate, seen, [*names, "grad_norm"], Reading(torch.cat([means, norm.double()[None]])))
+        if not (gate(self.optimizer, sound) and self.frees_the_host):
+            self.check(self.taken)
+        set_learning_rate(self.optimizer, rate)
         if self.optim.clip is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.optim.clip, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.method.after_step(step + 1)
+
+    def settle(self) -> dict[str, float]:
+        """Wait for the numbers of the last step: its loss and parts as means over the whole global batch, and more.
+
+        A step counts only from here on: the averaged weights follow it, and one that is not finite ends the run.
+        """
+        taken, self.taken = self.taken, None
+        if taken is None:
+            return {}
+        numbers = self.check(taken)
         if self.average is not None:
             self.average.update()
-        return {"epoch": self.plan.epochs_done(step + 1), "lr": rate, **numbers}
+        return {"epoch": self.plan.epochs_done(taken.step + 1), "lr": taken.rate, **numbers}
+
+    def check(self, taken: Taken) -> dict[str, float]:
+        numbers = dict(zip(taken.names, taken.reading.values(), strict=True))
+        if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"])):
+            self.stop(taken.step, taken.seen, numbers)
+        return numbers
 
     def backward(self, batch: Batch, position: int, sync: bool) -> dict[str, Tensor]:
         """Add one micro-batch's share of the gradients; its losses in fp64. `sync`: average gradients over ranks."""

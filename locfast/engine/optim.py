@@ -14,12 +14,15 @@ from locfast.errors import UserError, suggest
 from locfast.methods.base import Method
 
 _GROUP = "group."
+FUSED = ("adam", "adamw")
+FUSED_ON = ("cuda",)
+"""Where these run as one kernel. On a CPU that rounds otherwise than the loops, to which its curves keep."""
 
 
 def build_optimizer(method: Method, config: OptimConfig, lr: float) -> torch.optim.Optimizer:
     """The optimiser that `config` names. UserError for an unknown name or settings that it does not take."""
     options: dict[str, Any] = {"betas": config.betas, "eps": config.eps}
-    if method.device.type == "cuda" and config.name in ("adam", "adamw"):
+    if method.device.type in FUSED_ON and config.name.lower() in FUSED:
         options["fused"] = True
     known = [str(name) for name in timm_optimizers()]
     if config.name.lower() not in known:
@@ -30,6 +33,17 @@ def build_optimizer(method: Method, config: OptimConfig, lr: float) -> torch.opt
         )
     except (TypeError, ValueError, AssertionError, ImportError) as error:
         raise UserError(f"optim.name {config.name} does not take these settings: {error}") from error
+
+
+def gate(optimizer: torch.optim.Optimizer, sound: Tensor) -> bool:
+    """Let the next step change weights and state only where `sound`, a bool scalar on the device, is true.
+
+    False where the optimiser cannot: only PyTorch's fused ones can, by what gradient scaling uses.
+    """
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return False
+    optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]
+    return True
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -16,12 +16,13 @@ from tests.engine.processes import finish, start_ranks
 from tests.engine.toy import ToyConfig, losses, toy_config
 
 POISONED = 11
+SETTINGS: dict[str, object] = {}
 
 
 def _stopped(images: Path, run: Path, **toy: object) -> tuple[str, Path]:
     """A run that meets the poisoned image in its first epoch: its message, and where the step was saved."""
     with pytest.raises(UserError, match="is not finite") as caught:
-        train(toy_config(images, run, ToyConfig(poison=POISONED, **toy), steps=6))
+        train(toy_config(images, run, ToyConfig(poison=POISONED, **toy), steps=6, **SETTINGS))
     return str(caught.value), next((run / "nonfinite").glob("step-*"))
 
 
