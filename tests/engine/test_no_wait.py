@@ -13,8 +13,9 @@ from locfast.config.registry import make_config
 from locfast.engine import loop, optim
 from locfast.engine.reading import Reading
 from locfast.engine.run import train
+from tests.engine import processes
 from tests.engine.test_nonfinite import POISONED, _stopped
-from tests.engine.toy import losses, toy_config
+from tests.engine.toy import ToyConfig, losses, toy_config
 
 WAITS = {"_local_scalar_dense", "item", "equal", "nonzero", "masked_select", "unique_dim", "unique_consecutive"}
 WAITS |= {"_unique2", "unique", "is_nonzero", "argwhere", "repeat_interleave", "allclose", "bincount"}
@@ -135,3 +136,21 @@ def test_a_gated_update_leaves_weights_state_and_average_as_they_were(
     for name in ("model", "optimizer", "ema"):
         for key, tensor in expected.tensors(name).items():
             assert torch.equal(found.tensors(name)[key], tensor), (name, key)
+
+
+def _train_fused(*arguments) -> None:
+    optim.FUSED_ON = ("cpu",)
+    processes._train(*arguments)
+
+
+def test_two_ranks_learn_of_a_step_that_is_not_finite_at_the_same_moment(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_train", _train_fused)
+    config = toy_config(images, tmp_path / "run", ToyConfig(poison=POISONED), steps=6, micro_batch=2, log_every=100)
+    assert processes.finish(*processes.start_ranks(config, tmp_path / "out", 2)) == [2, 2]
+    told = (tmp_path / "out.0").read_text()
+    assert f"Image indices {POISONED} " in told
+    assert "Traceback" not in told + (tmp_path / "out.1").read_text()
+    (saved,) = (tmp_path / "run/nonfinite").glob("step-*")
+    found = loop.checkpoint.read(saved)
+    assert any(name.startswith("exp_avg/") for name in found.tensors("optimizer"))
+    assert all(bool(t.isfinite().all()) for name in ("model", "optimizer") for t in found.tensors(name).values())
