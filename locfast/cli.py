@@ -13,7 +13,7 @@ from typing import Any
 
 from locfast.config.base import TrainConfig
 from locfast.errors import UserError, suggest
-from locfast.interrupt import watch
+from locfast.interrupt import watched
 
 NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "file too large"}
 STOPPED = "Stopped by Ctrl-C."
@@ -28,8 +28,11 @@ def command(main: Callable[[], object]) -> Callable[[], None]:
     @functools.wraps(main)
     def run() -> None:
         told: list[str] = []
+        with watched(lambda: None if told else _tell(STOPPED), 130):
+            attempt(told)
+
+    def attempt(told: list[str]) -> None:
         try:
-            watch(lambda: None if told else _tell(STOPPED), 130)
             main()
         except UserError as error:
             _fail(str(error), 2)

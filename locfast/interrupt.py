@@ -18,8 +18,8 @@ from types import FrameType
 from typing import Any
 
 PATIENCE = 5.0
-"""Seconds that a command has to end by itself after Ctrl-C; the demo's run takes 0.1 s, a tracker's last words more."""
-_DROPPED = 0  # no signal has this number: Python dropped a KeyboardInterrupt
+"""Seconds that a command has to end by itself after Ctrl-C."""
+_DROPPED, _CLOSED = 0, 255  # no signals have these numbers: Python dropped a KeyboardInterrupt; nothing to watch
 _AGAIN = 0.05  # seconds until that is raised once more: out of the finaliser, in all likelihood
 
 
@@ -50,20 +50,23 @@ def held() -> Iterator[None]:
             before(*came[0])
 
 
-def watch(say: Callable[[], None], code: int) -> None:
-    """From now on Ctrl-C ends this process and its workers: by KeyboardInterrupt, or after PATIENCE with exit `code`.
+@contextmanager
+def watched(say: Callable[[], None], code: int) -> Iterator[None]:
+    """Ctrl-C inside the block ends this process and its workers, by KeyboardInterrupt or else after PATIENCE.
 
-    `say` is called before the latter. Further ones change nothing: torchrun hands the terminal's on. Where Ctrl-C is
-    ignored (a command in the background of a script) it stays so.
+    Then `say` is called and the exit code is `code`. Further ones change nothing: torchrun hands the terminal's on.
+    Where Ctrl-C is ignored (a command in the background of a script) or has a handler already, it keeps that.
     """
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) in (
-        None,
-        signal.SIG_IGN,
-    ):
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
         return
-    if _Watch.running is None:
-        _Watch.running = _Watch()
-    _Watch.running.say, _Watch.running.code = say, code
+    watch = _Watch.running = _Watch(say, code)
+    try:
+        yield
+    finally:
+        if not watch.raised:  # or it goes on until the process is gone, whose end may hang too
+            watch.close()
 
 
 class _Watch:
@@ -71,18 +74,26 @@ class _Watch:
 
     running: _Watch | None = None
 
-    def __init__(self) -> None:
-        self.say: Callable[[], None] = lambda: None
-        self.code = 1
-        self.raised = False
+    def __init__(self, say: Callable[[], None], code: int) -> None:
+        self.say, self.code, self.raised = say, code, False
         self.read, self.write = os.pipe()
         os.set_blocking(self.write, False)
         signal.signal(signal.SIGINT, self.interrupt)
-        signal.set_wakeup_fd(self.write, warn_on_full_buffer=False)
-        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a worker's signals are its own
-        self.told_before = sys.unraisablehook
+        self.fd_before = signal.set_wakeup_fd(self.write, warn_on_full_buffer=False)
+        self.hook_before = sys.unraisablehook
         sys.unraisablehook = self.unraisable
-        threading.Thread(target=self.run, name="ctrl-c", daemon=True).start()
+        self.thread = threading.Thread(target=self.run, name="ctrl-c", daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.set_wakeup_fd(self.fd_before)
+        sys.unraisablehook = self.hook_before
+        os.write(self.write, bytes([_CLOSED]))
+        self.thread.join()
+        os.close(self.read)
+        os.close(self.write)
+        _Watch.running = None
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
         if not self.raised:
@@ -94,12 +105,14 @@ class _Watch:
             self.raised = False
             os.write(self.write, bytes([_DROPPED]))
         else:
-            self.told_before(dropped)
+            self.hook_before(dropped)
 
     def run(self) -> None:
         until = None
         while until is None or time.monotonic() < until:
             for number in self.next(until):
+                if number == _CLOSED:
+                    return
                 if number == signal.SIGINT and until is None:
                     until = time.monotonic() + PATIENCE
                 elif number == _DROPPED:
@@ -117,3 +130,11 @@ class _Watch:
 
         left = None if until is None else max(0.0, until - time.monotonic())
         return os.read(self.read, 64) if select([self.read], [], [], left)[0] else b""
+
+
+def _leave_the_watch_to_the_parent() -> None:
+    if _Watch.running is not None:
+        signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_leave_the_watch_to_the_parent)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import pytest
 
 from locfast import interrupt
+from locfast.cli import command
 from locfast.interrupt import held
 from tests.engine import processes
 from tests.engine.toy import Toy, toy_config
@@ -151,6 +152,13 @@ def test_a_second_ctrl_c_is_not_held(python_raises_at_ctrl_c):
         signal.raise_signal(signal.SIGINT)
         done.append("the rest of the block")
     assert done == []
+
+
+def test_a_command_that_ended_leaves_ctrl_c_as_it_was(python_raises_at_ctrl_c):
+    before = sys.unraisablehook, threading.active_count()
+    command(lambda: None)()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert (sys.unraisablehook, threading.active_count()) == before
 
 
 def test_other_threads_hold_nothing():
