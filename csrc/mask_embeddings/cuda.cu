@@ -24,9 +24,15 @@ template <int N, typename T>
 __device__ __forceinline__ const Pack<T, N>& pack_at(const T* data) {
   return *reinterpret_cast<const Pack<T, N>*>(data);
 }
+// One store of 16 bytes, at L2, where L1 would write it through to: of a plain assignment the compiler makes four of 4
+// bytes in the forward (nvcc 13.0).
 template <int N, typename T>
-__device__ __forceinline__ Pack<T, N>& pack_at(T* data) {
-  return *reinterpret_cast<Pack<T, N>*>(data);
+__device__ __forceinline__ void store_pack(T* to, const Pack<T, N>& pack) {
+  if constexpr (sizeof(pack) == sizeof(uint4)) {
+    __stcg(reinterpret_cast<uint4*>(to), *reinterpret_cast<const uint4*>(&pack));
+  } else {
+    *reinterpret_cast<Pack<T, N>*>(to) = pack;
+  }
 }
 
 // x [B, N, C], visible [B, V, N], position [T, C]  ->  out [B, V, T, C]
@@ -64,7 +70,7 @@ __global__ void __launch_bounds__(kThreads)
         Pack<T, N> result;
 #pragma unroll
         for (int j = 0; j < N; ++j) result.value[j] = embed(embedding[i].value[j], is_shown, place.value[j], shape.added);
-        pack_at<N>(out + view * shape.tokens() * shape.width + column * N) = result;
+        store_pack<N>(out + view * shape.tokens() * shape.width + column * N, result);
       }
     }
   }
@@ -119,7 +125,7 @@ __global__ void __launch_bounds__(kLanes * kMostRows)
       Pack<T, N> result;
 #pragma unroll
       for (int j = 0; j < N; ++j) result.value[j] = static_cast<T>(patch_grad[j]);
-      pack_at<N>(x_grad + (image * shape.patches + patch) * shape.width + channel) = result;
+      *reinterpret_cast<Pack<T, N>*>(x_grad + (image * shape.patches + patch) * shape.width + channel) = result;
     }
   }
 #pragma unroll

@@ -18,8 +18,6 @@ from .tiles import TRITON, Tiles
 WANTED_PROGRAMS = 132 * 4
 """Of the backward, at least: four on each multiprocessor of a large GPU."""
 MIN_CHANNELS = 64
-MOST_PROGRAMS = 65535
-"""On a grid's second axis."""
 
 
 @triton.jit
@@ -38,29 +36,29 @@ def _mask_embeddings_kernel(
     BLOCK_C: tl.constexpr,
 ):
     tiles = tl.cdiv(C, BLOCK_C)
-    token = tl.program_id(0) // tiles
-    channel = tl.program_id(0) % tiles * BLOCK_C + tl.arange(0, BLOCK_C)
+    column, first = tl.program_id(0) % ((P + N) * tiles), tl.program_id(0) // ((P + N) * tiles) * BLOCK_B
+    token = column // tiles
+    channel = column % tiles * BLOCK_C + tl.arange(0, BLOCK_C)
     patch = token - P
-    column = token.to(tl.int64) * C + channel
-    position = tl.load(position_ptr + column, mask=channel < C, other=0.0).to(tl.float32)[None, :]
-    for first in range(tl.program_id(1) * BLOCK_B, B, tl.num_programs(1) * BLOCK_B):
-        image = (first + tl.arange(0, BLOCK_B)).to(tl.int64)
-        inside = (image < B)[:, None] & (channel < C)[None, :]
-        x_place = x_ptr + (image * N + patch)[:, None] * C + channel[None, :]
-        x = tl.load(x_place, mask=inside & (patch >= 0), other=0.0).to(tl.float32)
-        for start in tl.static_range(0, V, 32):
-            shown = tl.zeros((BLOCK_B,), tl.int32)  # a bit a view: no load may wait for the store of the view before
-            for i in tl.static_range(32):
-                if start + i < V:
-                    byte = visible_ptr + (image * V + start + i) * N + patch
-                    shown |= (tl.load(byte, mask=(image < B) & (patch >= 0), other=0) != 0).to(tl.int32) << i
-            for i in tl.static_range(32):
-                if start + i < V:
-                    # Selected, not multiplied: a NaN in a hidden patch must not leak.
-                    is_shown = ((shown >> i) & 1)[:, None] != 0
-                    out = tl.where(is_shown, x, 0.0) + position if ADDED else tl.where(is_shown, x, position)
-                    place = out_ptr + ((image * V + start + i) * (P + N) * C)[:, None] + column[None, :]
-                    tl.store(place, out.to(out_ptr.dtype.element_ty), mask=inside)
+    place = token.to(tl.int64) * C + channel
+    position = tl.load(position_ptr + place, mask=channel < C, other=0.0).to(tl.float32)[None, :]
+    image = (first + tl.arange(0, BLOCK_B)).to(tl.int64)
+    inside = (image < B)[:, None] & (channel < C)[None, :]
+    x_place = x_ptr + (image * N + patch)[:, None] * C + channel[None, :]
+    x = tl.load(x_place, mask=inside & (patch >= 0), other=0.0).to(tl.float32)
+    for start in tl.static_range(0, V, 32):
+        shown = tl.zeros((BLOCK_B,), tl.int32)  # a bit a view: no load may wait for the store of the view before
+        for i in tl.static_range(32):
+            if start + i < V:
+                byte = visible_ptr + (image * V + start + i) * N + patch
+                shown |= (tl.load(byte, mask=(image < B) & (patch >= 0), other=0) != 0).to(tl.int32) << i
+        for i in tl.static_range(32):
+            if start + i < V:
+                # Selected, not multiplied: a NaN in a hidden patch must not leak.
+                is_shown = ((shown >> i) & 1)[:, None] != 0
+                out = tl.where(is_shown, x, 0.0) + position if ADDED else tl.where(is_shown, x, position)
+                view = (image * V + start + i) * (P + N) * C
+                tl.store(out_ptr + view[:, None] + place[None, :], out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -128,7 +126,7 @@ def mask_embeddings(x: Tensor, visible: Tensor, position: Tensor, added: bool = 
     if out.numel() == 0:
         return out
     tiles, columns = _cut("forward", batch, tokens, width)
-    _mask_embeddings_kernel[(columns, min(triton.cdiv(batch, tiles.images), MOST_PROGRAMS))](
+    _mask_embeddings_kernel[(columns * triton.cdiv(batch, tiles.images),)](
         x,
         visible.view(torch.uint8),
         position,
