@@ -272,7 +272,7 @@ def test_compiled_method_takes_the_op_without_a_graph_break(device):
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", FUSED)
 def test_offsets_beyond_32_bits_are_right(backend):
-    """2^31 elements and some more, half a byte each they are not: 4 GiB of bf16 prediction, target expanded."""
+    """2^31 elements and some more: 4 GiB of bf16 prediction, and as much of its gradient; the target is expanded."""
     device, width = torch.device("cuda"), 1024
     tokens = 2**21 + 3
     prediction = torch.zeros(1, 1, tokens, width, dtype=torch.bfloat16, device=device)
