@@ -88,7 +88,7 @@ def measure(backend: str, device: str, batch: int, tokens: int) -> dict[str, flo
     import torch
 
     from locfast.kernels import _backend
-    from locfast.models.attention import run_block
+    from locfast.models.blocks import run_block
 
     torch.manual_seed(0)
     on_gpu = torch.device(device).type == "cuda"

@@ -28,8 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from locfast.kernels.quantize_rows import quantize_rows
 from locfast.models import fp8
-from locfast.models.attention import is_known_block
 from locfast.models.backbone import Backbone, load_backbone
+from locfast.models.blocks import is_known_block
 from locfast.models.compiled import compile_blocks
 
 VIEWS = 3

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from locfast.config.base import OptimConfig
 from locfast.data.spec import ImageSpec
-from locfast.models.attention import is_known_block
+from locfast.models.blocks import is_known_block
 from locfast.models.compiled import compile_blocks
 from locfast.random import Keys
 

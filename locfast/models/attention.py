@@ -1,7 +1,7 @@
-"""timm's attention modules and blocks, run with a soft cap, on a subset of tokens, or just as timm runs them.
+"""timm's attention modules, run with a soft cap, on a subset of tokens, or just as timm runs them.
 
-The weights, norms, LayerScale, drop path and MLP stay timm's modules; only the product of softmax and values is ours:
-the op with a cap, `uncapped_attention` without.
+The weights stay timm's modules; only the product of softmax and values is ours: the op with a cap,
+`uncapped_attention` without.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from timm.models import beit, eva, vision_transformer
 from torch import Tensor, nn
 
 from locfast.errors import UserError
-from locfast.kernels.select_views import select_views
 from locfast.kernels.softcap_attention import softcap_attention
-from locfast.models.compiled import compiled
 from locfast.models.fp8 import Fp8Linear
 from locfast.models.uncapped_attention import Implementation, uncapped_attention
 
@@ -29,9 +27,6 @@ ATTENTIONS: tuple[type[nn.Module], ...] = (
 )
 """Attention modules whose arithmetic `attend` knows."""
 
-BLOCKS: tuple[type[nn.Module], ...] = (vision_transformer.Block, eva.EvaBlock, beit.Block)
-"""Blocks whose arithmetic `run_block` knows: pre-norm, attention, pre-norm, MLP."""
-
 
 def timm_class(attn: nn.Module) -> type[nn.Module] | None:
     """The timm class whose arithmetic `attn` has, with a cap or without; None where `attend` does not know it.
@@ -40,82 +35,6 @@ def timm_class(attn: nn.Module) -> type[nn.Module] | None:
     """
     kind = getattr(attn, "uncapped_class", type(attn))
     return kind if kind in ATTENTIONS else None
-
-
-def is_known_block(block: nn.Module) -> bool:
-    """Whether `run_block` can run this block itself."""
-    return type(block) in BLOCKS and timm_class(getattr(block, "attn", block)) is not None
-
-
-def run_block(
-    block: Any,
-    x: Tensor,
-    softcap: float | None = None,
-    rope: Tensor | None = None,
-    bias: Tensor | None = None,
-    uncapped: Implementation = "sdpa",
-) -> Tensor:
-    """One pre-norm transformer block. x [B, T, C] -> [B, T, C]; all else as in `attend`."""
-    run = compiled(_run_block) if getattr(block, "compiled", False) else _run_block
-    return run(block, x, softcap, rope, bias, uncapped)
-
-
-def _run_block(
-    block: Any,
-    x: Tensor,
-    softcap: float | None,
-    rope: Tensor | None,
-    bias: Tensor | None,
-    uncapped: Implementation,
-) -> Tensor:
-    attended = attend(block.attn, block.norm1(x), softcap, rope, bias, uncapped=uncapped)
-    return _add_branches(block, x, attended)
-
-
-def run_first_block(
-    block: Any,
-    x: Tensor,
-    shown: Tensor,
-    hidden: Tensor,
-    visible: Tensor,
-    rope: Tensor | None = None,
-    bias: Tensor | None = None,
-    uncapped: Implementation = "sdpa",
-) -> Tensor:
-    """A block over masked views whose tokens do not know each other yet: [B * V, T, C].
-
-    x [B * V, T, C] the views' tokens, put together from shown [B, N, C], the tokens of visible patches, and hidden
-    [P + N, C], the tokens of prefixes and hidden patches, by visible [B, V, N] bool; rope and bias as in `attend`.
-    Equals `run_block(block, x, ...)`; but a visible token is the same in every view and a hidden one in every image, so
-    the first norm and the product for queries, keys and values are made once an image and once a step, not V times an
-    image, and only picked for the views.
-    """
-    run = compiled(_run_first_block) if getattr(block, "compiled", False) else _run_first_block
-    return run(block, x, shown, hidden, visible, rope, bias, uncapped)
-
-
-def _run_first_block(
-    block: Any,
-    x: Tensor,
-    shown: Tensor,
-    hidden: Tensor,
-    visible: Tensor,
-    rope: Tensor | None,
-    bias: Tensor | None,
-    uncapped: Implementation,
-) -> Tensor:
-    attn = block.attn
-    if getattr(attn, "gate", None) is not None:  # a gate is a third product of the normed tokens: no model of timm's
-        return _run_block(block, x, None, rope, bias, uncapped)  # that has one is worth a second path
-    products = zip(_products(attn, block.norm1(shown)), _products(attn, block.norm1(hidden)), strict=True)
-    picked = tuple(select_views(one, other, visible).flatten(0, 1) for one, other in products)
-    return _add_branches(block, x, _attend(attn, picked, x, None, rope, bias, None, uncapped))
-
-
-def _add_branches(block: Any, x: Tensor, attended: Tensor) -> Tensor:
-    """A block from behind its attention on: both residual sums, and the MLP."""
-    x = x + block.drop_path1(_scale(block, 1, attended))
-    return x + block.drop_path2(_scale(block, 2, block.mlp(block.norm2(x))))
 
 
 def attend(
@@ -134,18 +53,18 @@ def attend(
     all tokens but the prefix. `bias` [1 or B, H, T, T] is added to the logits, before the cap. `key_mask` [B, T] bool:
     which tokens are seen. `uncapped`: what computes attention that has no cap.
     """
-    return _attend(attn, _products(attn, x), x, softcap, rope, bias, key_mask, uncapped)
+    return attend_products(attn, products(attn, x), x, softcap, rope, bias, key_mask, uncapped)
 
 
-def _attend(
+def attend_products(
     attn: Any,
     products: tuple[Tensor, ...],
     x: Tensor,
-    softcap: float | None,
-    rope: Tensor | None,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    uncapped: Implementation,
+    softcap: float | None = None,
+    rope: Tensor | None = None,
+    bias: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    uncapped: Implementation = "sdpa",
 ) -> Tensor:
     """`attend` from behind the product for queries, keys and values on; `x` is read by a gate alone."""
     softcap = getattr(attn, "softcap", None) if softcap is None else softcap
@@ -200,7 +119,7 @@ def rotary_table(model: Any, kept: Tensor | None) -> Tensor | None:
     return table[:, :, kept].transpose(1, 2)
 
 
-def _products(attn: Any, x: Tensor) -> tuple[Tensor, ...]:
+def products(attn: Any, x: Tensor) -> tuple[Tensor, ...]:
     """Queries, keys and values of tokens x [..., C], side by side in one tensor or, by three modules, in three."""
     if attn.qkv is None:
         return attn.q_proj(x), attn.k_proj(x), attn.v_proj(x)
@@ -211,7 +130,7 @@ def _products(attn: Any, x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _heads(attn: Any, products: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """What `_products` gave for [B, T, C], as queries, keys and values, each [B, H, T, D]."""
+    """What `products` gave for [B, T, C], as queries, keys and values, each [B, H, T, D]."""
     if len(products) == 1:
         q, k, v = products[0].unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
@@ -226,11 +145,3 @@ def _rotate(attn: Any, heads: Tensor, rope: Tensor) -> Tensor:
     prefix = getattr(attn, "num_prefix_tokens", 1)
     half = {"half": True} if getattr(attn, "rotate_half", False) else {}
     return torch.cat([heads[:, :, :prefix], apply_rot_embed_cat(heads[:, :, prefix:], rope, **half)], dim=2)
-
-
-def _scale(block: Any, branch: int, x: Tensor) -> Tensor:
-    """LayerScale of branch 1 (attention) or 2 (MLP): a module in timm's ViT, a parameter in its BEiT and EVA."""
-    if hasattr(block, f"ls{branch}"):
-        return getattr(block, f"ls{branch}")(x)
-    gamma = getattr(block, f"gamma_{branch}")
-    return x if gamma is None else gamma * x

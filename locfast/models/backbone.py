@@ -12,18 +12,13 @@ import torch
 from timm.layers import Mlp, PatchEmbed
 from timm.models import beit, eva, vision_transformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from locfast.errors import UserError
 from locfast.kernels.select_views import select_views
-from locfast.models.attention import (
-    is_known_block,
-    relative_position_bias,
-    rotary_table,
-    run_block,
-    run_first_block,
-    timm_class,
-)
+from locfast.models.attention import relative_position_bias, rotary_table, timm_class
+from locfast.models.blocks import Placed, Views, for_product, is_known_block, run_blocks
 from locfast.models.create import create_timm_model
 from locfast.models.uncapped_attention import Implementation, find_flash_attn
 
@@ -145,8 +140,14 @@ class Backbone(nn.Module):
         """images [B, 3, H, W], normalised, of the model's size -> one embedding a patch [B, N, C]."""
         if tuple(images.shape[-2:]) != self.image_size:
             raise ValueError(f"{self.name} takes images of {self.image_size}, got {tuple(images.shape[-2:])}")
-        patches = self.model.patch_embed(images)
-        return patches.flatten(1, 2) if patches.ndim == 4 else patches  # NHWC where timm allows dynamic sizes
+        embed = self.model.patch_embed
+        (rows, columns), (height, width) = self.grid, self.patch_size
+        pixels = images[..., : rows * height, : columns * width].unflatten(3, (columns, width))
+        pixels = pixels.unflatten(2, (rows, height)).permute(0, 2, 4, 1, 3, 5)  # [B, rows, columns, 3, h, w]
+        # A convolution whose kernel is its stride is a product of patches and weights; cuDNN takes several times as
+        # long for it (an H200, ViT-B/16 at 128 images), for it turns the images' layout around before.
+        pixels = for_product(pixels).contiguous().flatten(3).flatten(1, 2)
+        return embed.norm(F.linear(pixels, embed.proj.weight.flatten(1), embed.proj.bias))
 
     def empty_patch(self) -> Tensor:
         """The embedding [C] of a patch of zeros, i.e. of the data's mean colour: the bias of the patch embedding."""
@@ -186,17 +187,16 @@ class Backbone(nn.Module):
         activations in the backward pass. uncapped: what computes attention without a cap.
         """
         self._check_blocks(softcap, uncapped)
-        for block, rope, bias in self._placed_blocks(kept, start, stop):
-            run = partial(run_block if self.knows_blocks else _run_foreign_block, block)
-            if checkpointing and torch.is_grad_enabled():
-                x = checkpoint(run, x, softcap, rope, bias, uncapped, use_reentrant=False)
-            else:
-                x = run(x, softcap, rope, bias, uncapped)
+        checkpointing = checkpointing and torch.is_grad_enabled()
+        placed = list(self._placed_blocks(kept, start, stop))
+        if self.knows_blocks:
+            return run_blocks(placed, x, softcap, uncapped, checkpointing=checkpointing)
+        for block, rope, _ in placed:
+            run = partial(_run_foreign_block, block, rope=rope)
+            x = checkpoint(run, x, use_reentrant=False) if checkpointing else run(x)
         return x
 
-    def _placed_blocks(
-        self, kept: Tensor | None, start: int, stop: int | None
-    ) -> Iterator[tuple[nn.Module, Tensor | None, Tensor | None]]:
+    def _placed_blocks(self, kept: Tensor | None, start: int, stop: int | None) -> Iterator[Placed]:
         """Blocks start .. stop - 1, each with its rotary table and its position bias, where the model has those."""
         rope = rotary_table(self.model, kept)
         shared, tokens = None, None
@@ -206,7 +206,7 @@ class Backbone(nn.Module):
         for index, block in list(enumerate(self.blocks))[start:stop]:
             own = rope[index] if rope is not None and getattr(self.model, "rope_mixed", False) else rope
             bias = relative_position_bias(block.attn, shared, tokens) if self.family == "beit" else None
-            yield block, own, bias
+            yield Placed(block, own, bias)
 
     def final_norm(self, x: Tensor) -> Tensor:
         """The norm behind the last block; nothing where the model has none there (BEiT and BEiTv2)."""
@@ -263,11 +263,11 @@ class Backbone(nn.Module):
     def _run_views(self, shown: Tensor, hidden: Tensor, visible: Tensor, stop: int, uncapped: Implementation) -> Tensor:
         """shown [B, N, C], hidden [T, C], visible [B, V, N] -> [B * V, T, C] behind block number `stop`."""
         x = select_views(shown, hidden, visible).flatten(0, 1)
-        if stop == 0 or not self.knows_blocks:
+        if not self.knows_blocks:
             return self.run_blocks(x, stop=stop, uncapped=uncapped)
-        ((block, rope, bias),) = self._placed_blocks(None, 0, 1)
-        x = run_first_block(block, x, shown, hidden, visible, rope, bias, uncapped)
-        return self.run_blocks(x, start=1, stop=stop, uncapped=uncapped)
+        self._check_blocks(None, uncapped)
+        placed = list(self._placed_blocks(None, 0, stop))
+        return run_blocks(placed, x, None, uncapped, views=Views(shown, hidden, visible))
 
     def check_uncapped(self, uncapped: Implementation, device: torch.device, dtype: torch.dtype) -> None:
         """Raise UserError where attention without a cap cannot be computed so on `device` in `dtype`."""
@@ -295,9 +295,7 @@ class Backbone(nn.Module):
         return torch.cat([prefix, kept + self.num_prefix_tokens], dim=1)
 
 
-def _run_foreign_block(
-    block: nn.Module, x: Tensor, softcap: None, rope: Tensor | None, bias: Tensor | None, uncapped: Implementation
-) -> Tensor:
+def _run_foreign_block(block: nn.Module, x: Tensor, rope: Tensor | None) -> Tensor:
     """A block that only timm knows how to run (post-norm, differential attention, ...)."""
     return block(x) if rope is None else block(x, rope=rope)
 

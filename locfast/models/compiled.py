@@ -26,7 +26,7 @@ def compile_blocks(root: nn.Module, has_runner: Callable[[nn.Module], bool]) -> 
     """Mark or compile every block of every network inside `root`; how many there are.
 
     Networks are what holds a list of modules called `blocks`. Those blocks that `has_runner` names are run by
-    `attention.run_block`, which looks for the mark; all others are called as modules. State-dict keys do not change.
+    `blocks.run_blocks`, which looks for the mark; all others are called as modules. State-dict keys do not change.
     """
     lists = [getattr(network, "blocks", None) for network in root.modules()]
     blocks = [block for found in lists if isinstance(found, nn.Sequential | nn.ModuleList) for block in found]

@@ -11,11 +11,10 @@ import torch
 from timm.layers import Mlp, SwiGLU
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from locfast.kernels.mask_embeddings import mask_embeddings
-from locfast.models.attention import run_block, run_first_block
 from locfast.models.backbone import Backbone
+from locfast.models.blocks import Placed, Views, run_blocks
 from locfast.models.uncapped_attention import Implementation
 
 
@@ -53,18 +52,11 @@ class TransformerDecoder(nn.Module):
         checkpointing: recompute activations in the backward pass.
         """
         tokens = mask_embeddings(embeddings, visible, self.position).flatten(0, 1)
-        first = partial(self._run_first_block, tokens, embeddings, visible)
-        tokens = checkpoint(first, use_reentrant=False) if checkpointing else first()
-        for block in self.blocks[1:]:
-            run = partial(run_block, block, uncapped=self.attention)
-            tokens = checkpoint(run, tokens, use_reentrant=False) if checkpointing else run(tokens)
-        return self.output(self.norm(tokens)).unflatten(0, visible.shape[:2])
-
-    def _run_first_block(self, tokens: Tensor, embeddings: Tensor, visible: Tensor) -> Tensor:
-        """The first block, on tokens [B * V, P + N, C]: embedding and position where visible, else position alone."""
         shown = (embeddings + self.position[-embeddings.shape[1] :]).to(embeddings.dtype)  # as mask_embeddings rounds
-        hidden = self.position.to(embeddings.dtype)
-        return run_first_block(self.blocks[0], tokens, shown, hidden, visible, uncapped=self.attention)
+        views = Views(shown, self.position.to(embeddings.dtype), visible)
+        placed = [Placed(block) for block in self.blocks]
+        tokens = run_blocks(placed, tokens, None, self.attention, views, checkpointing)
+        return self.output(self.norm(tokens)).unflatten(0, visible.shape[:2])
 
 
 class PooledDecoder(nn.Module):

@@ -16,8 +16,8 @@ from locfast.config.maskembed import MaskEmbedConfig
 from locfast.kernels import _backend
 from locfast.methods import maskembed
 from locfast.methods.maskembed import MaskEmbed
-from locfast.models.attention import run_block
 from locfast.models.backbone import Backbone, load_backbone
+from locfast.models.blocks import run_block
 
 BATCH = 2
 SMALL: dict[str, tuple[str, dict[str, Any], float | None]] = {

@@ -74,11 +74,17 @@ def test_step_equals_the_public_one_in_fp64(kind, views, monkeypatch, device):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_step_in_fp32_is_as_right_as_the_public_one(kind, monkeypatch, device):
+def test_step_equals_the_public_one_in_fp32_to_rounding(kind, monkeypatch, device):
     method = make(kind, monkeypatch, device=device)
     batch, draw = sample(method, 3)
-    same = loss_and_gradients(PublicStep(method), batch, draw)
-    compare(loss_and_gradients(method, batch, draw), same, truth(method, batch, draw))
+    same, exact = loss_and_gradients(PublicStep(method), batch, draw), truth(method, batch, draw)
+    for name, value in loss_and_gradients(method, batch, draw).items():
+        # both round sums of up to 10^4 terms, in orders of their own: each is off fp64 by a few units of the largest
+        allowed = (
+            2 * (same[name] - exact[name]).abs().max() + 8 * torch.finfo(torch.float32).eps * exact[name].abs().max()
+        )
+        error = (value - exact[name]).abs().max()
+        assert error <= allowed, f"{name}: largest error {error:.3g}, allowed {allowed:.3g}"
 
 
 @pytest.mark.parametrize("kind", KINDS)

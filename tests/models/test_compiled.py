@@ -17,8 +17,9 @@ from locfast.models import compiled
 from tests.engine.test_loss_curve import RANKS_AGREE
 from tests.engine.toy import losses
 
-KINDS = 3
-"""Blocks of the teacher (no gradient), of the capped encoder, and of the decoder."""
+KINDS = 7
+"""First, middle and last block of the teacher (no gradient), middle and last of the capped encoder, first and last of
+the decoder: all but the last end with the norm of the next, and the first one over views has a form of its own."""
 
 
 @pytest.fixture(params=["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from locfast.errors import UserError
 from locfast.kernels.quantize_rows import quantize_rows
-from locfast.models.attention import run_block
 from locfast.models.backbone import Backbone, load_backbone
+from locfast.models.blocks import run_block
 from locfast.models.fp8 import Fp8Linear, check_fp8, fp8_linear, quantise_blocks
 
 

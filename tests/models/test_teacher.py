@@ -10,6 +10,8 @@ from locfast.errors import UserError
 from locfast.models.teacher import TeacherPass
 
 KINDS = ("clip", "siglip", "dinov2_reg", "eva02", "beit", "rope_mixed")
+PRECISION = {"rope_mixed": (torch.float32, 2e-5)}
+"""Of a comparison: fp64, but for a table that some versions of timm make in fp32 alone."""
 
 
 def masks(backbone, samples: int = 5, views: int = 3) -> torch.Tensor:
@@ -18,20 +20,22 @@ def masks(backbone, samples: int = 5, views: int = 3) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunks_change_no_feature(kind):
-    backbone = small(kind).double()
-    x, visible = images(backbone, 5).double(), masks(backbone)
+    dtype, close = PRECISION.get(kind, (torch.float64, 1e-12))
+    backbone = small(kind).to(dtype)
+    x, visible = images(backbone, 5).to(dtype), masks(backbone)
     whole = TeacherPass(backbone, 2, "sdpa")(x, visible)
     for chunk in (1, 2, 5, 9):
         torch.testing.assert_close(
-            TeacherPass(backbone, 2, "sdpa", chunk=chunk)(x, visible), whole, rtol=1e-12, atol=1e-12
+            TeacherPass(backbone, 2, "sdpa", chunk=chunk)(x, visible), whole, rtol=close, atol=close
         )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stop", [0, 1, 3])
 def test_first_block_done_once_an_image_equals_every_view_done_for_itself(kind, stop):
-    backbone = small(kind).double()
-    x, visible = images(backbone, 3).double(), masks(backbone, 3)
+    dtype, close = PRECISION.get(kind, (torch.float64, 1e-10))
+    backbone = small(kind).to(dtype)
+    x, visible = images(backbone, 3).to(dtype), masks(backbone, 3)
     found = TeacherPass(backbone, stop, "sdpa")(x, visible)
     side = backbone.grid[0]
     pixels = visible.unflatten(2, (side, side)).repeat_interleave(backbone.patch_size[0], 2)
@@ -39,7 +43,7 @@ def test_first_block_done_once_an_image_equals_every_view_done_for_itself(kind, 
     for view in range(3):
         tokens = backbone.add_prefix_and_position(backbone.embed_patches(x * pixels[:, None, :, :, :][:, :, view]))
         alone = backbone.final_norm(backbone.run_blocks(tokens, stop=stop))
-        torch.testing.assert_close(found[:, view], alone, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(found[:, view], alone, rtol=close, atol=close)
 
 
 def test_what_is_hidden_cannot_leak_even_as_nan():
