@@ -206,17 +206,18 @@ def time_ms(run: Callable[[], object], device: torch.device) -> tuple[float, flo
 def gpu_times(run: Callable[[], object], device: torch.device, total_ms: float = 100.0) -> list[float]:
     """Of single runs in ms, about `total_ms` of them: what the GPU took, without what Python took to launch it.
 
-    Zeroing 2 GiB empties the L2 cache, and takes long enough (0.5 ms on an H200) for the host to launch a whole forward
-    or backward meanwhile. An H200 runs small shapes in less time than any eager call needs on the host.
+    Writing 1 GiB and reading it again empties the L2 cache, and takes long enough (0.5 ms on an H200) for the host to
+    launch a whole forward or backward meanwhile. An H200 runs small shapes in less time than any eager call needs on
+    the host. What was only written would stay in the cache, up to 50 MB that the timed kernel would have to write back.
     """
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
+    flush = torch.empty(FLUSH_BYTES // 4, dtype=torch.float32, device=device)
 
     def repeats(count: int) -> list[float]:
         marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
         torch.cuda.synchronize(device)
         for start, end in marks:
             flush.zero_()
-            flush.zero_()
+            flush.sum()
             start.record()
             run()
             end.record()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from _step_flops import Way
 from baselines.maskembed import PublicStep
 from torch import Tensor, nn
 
@@ -28,8 +29,12 @@ class Side:
     """(embeddings, visible) -> what is rebuilt of the targets."""
     loss: Callable[[Tensor, Tensor, Tensor], Tensor]
     """(rebuilt, target, visible) -> scalar."""
+    compile: Callable[[], object]
+    """Compiles the blocks from here on."""
     optimizer: torch.optim.Optimizer
     clip: float
+    way: Way
+    """How its FLOPs are counted."""
 
     def update(self) -> None:
         """Clip, step and zero, as this side does it."""
@@ -40,41 +45,45 @@ class Side:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def locfast_side(method: MaskEmbed, compiled: bool) -> Side:
-    """What `python -m locfast.train` runs, with `--compile` or without."""
-    if compiled:
-        method.enable_compile()
+def locfast_side(method: MaskEmbed) -> Side:
+    """What `python -m locfast.train` runs."""
     prefix = method.encoder.num_prefix_tokens
     return Side(
-        f"locfast {'compiled' if compiled else 'eager'}",
+        "locfast fp8 teacher" if method.config.teacher_precision == "fp8" else "locfast",
         method,
         method.target,
         lambda images: method.head(method.encoder(images, uncapped=method.config.uncapped_attention)),
         lambda embeddings, visible: method.decoder(embeddings[:, prefix:], visible),
         lambda rebuilt, target, visible: reconstruction_loss(rebuilt, target, method.target_scale)[0],
+        method.enable_compile,
         build_optimizer(method, method.optim, 1e-4),
         method.optim.clip or float("inf"),
+        "locfast",
     )
 
 
-def public_side(method: MaskEmbed, compiled: bool) -> Side:
+def public_side(method: MaskEmbed) -> Side:
     """What the public code runs, on a copy of `method`'s weights.
 
     Its blocks are compiled one by one, as locfast's are: the whole model at once takes minutes to compile. Masks are
     locfast's, drawn on the device, where the public code draws them in numpy and waits for their copy.
     """
     step = PublicStep(method)
-    if compiled:
+
+    def compile_blocks() -> None:
         for block in (*step.teacher.model.blocks, *step.encoder.model.blocks, *step.decoder.blocks):
             block.compile(dynamic=False)
+
     trained = [p for p in step.parameters() if p.requires_grad]
     return Side(
-        f"public code {'compiled' if compiled else 'eager'}",
+        "public code",
         step,
         step.target,
         step.encode,
         step.decode,
         lambda rebuilt, target, visible: step.loss(rebuilt, target),
+        compile_blocks,
         torch.optim.AdamW(trained, lr=1e-4, betas=method.optim.betas, weight_decay=method.optim.weight_decay),
         method.optim.clip or float("inf"),
+        "baseline",
     )

@@ -42,6 +42,7 @@ def add_option(parser: argparse.ArgumentParser, known: Known) -> None:
         metavar="KERNEL:AxBxC",
         help="a row each beside the usual ones; numbers as in the op's tiles.py",
     )
+    parser.add_argument("--who", nargs="+", metavar="NAME", default=[""], help="rows whose name contains one of these")
 
 
 def contenders(asked: list[Tiles], backends: list[str]) -> list[tuple[str, str, tuple[str, ...], Any]]:

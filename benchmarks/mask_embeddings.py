@@ -33,11 +33,11 @@ def main() -> None:
     cases = {"smoke": (8, 1, 64, 2)} if bench.smoke else CASES
     for name, (patches, prefix, width, batch) in cases.items():
         if args.cases is None or any(wanted in name for wanted in args.cases):
-            run_case(bench, args.tiles, f"{name}, B {batch}, V {VIEWS}, bf16", batch, patches, prefix, width)
+            run_case(bench, args, f"{name}, B {batch}, V {VIEWS}, bf16", batch, patches, prefix, width)
     bench.finish()
 
 
-def run_case(bench: Bench, tiles: list, case: str, batch: int, patches: int, prefix: int, width: int) -> None:
+def run_case(bench: Bench, args: Any, case: str, batch: int, patches: int, prefix: int, width: int) -> None:
     generator = torch.Generator(bench.device).manual_seed(0)
     make = functools.partial(torch.randn, generator=generator, device=bench.device)
     x = make(batch, patches, width, dtype=torch.bfloat16).requires_grad_()
@@ -47,7 +47,7 @@ def run_case(bench: Bench, tiles: list, case: str, batch: int, patches: int, pre
     inputs = (x, visible, position)
     rows: list[tuple[str, Any, tuple[str, ...], Any]] = [
         (name, functools.partial(mask_embeddings, backend=backend), directions, setting)
-        for name, backend, directions, setting in contenders(tiles, ["triton", "cuda"])
+        for name, backend, directions, setting in contenders(args.tiles, ["triton", "cuda"])
     ]
     both = ("forward", "backward")
     rows.append(("eager", reference.mask_embeddings, both, contextlib.nullcontext))
@@ -58,7 +58,7 @@ def run_case(bench: Bench, tiles: list, case: str, batch: int, patches: int, pre
     truth = with_gradients(reference.mask_embeddings, wide, grad.double())
     same = with_gradients(reference.mask_embeddings, inputs, grad)
     moved = num_bytes(x, visible, position, grad)  # x, masks and positions once; the output is as large as grad
-    for who, function, directions, setting in rows:
+    for who, function, directions, setting in (row for row in rows if any(name in row[0] for name in args.who)):
         for direction in directions:
             with setting():
                 measure(bench, case, direction, who, function, inputs, grad, same, truth, moved)

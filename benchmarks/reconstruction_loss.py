@@ -41,11 +41,11 @@ def main() -> None:
         if args.cases is None or any(wanted in name for wanted in args.cases):
             for target in args.targets:
                 for loss in args.losses:
-                    run_case(bench, args.tiles, f"{name}, B {shape[0]}, V {shape[1]}, bf16", shape, loss, target)
+                    run_case(bench, args, f"{name}, B {shape[0]}, V {shape[1]}, bf16", shape, loss, target)
     bench.finish()
 
 
-def run_case(bench: Bench, tiles: list, case: str, shape: tuple[int, ...], loss: str, target_dtype: str) -> None:
+def run_case(bench: Bench, args: Any, case: str, shape: tuple[int, ...], loss: str, target_dtype: str) -> None:
     generator = torch.Generator(bench.device).manual_seed(0)
     make = functools.partial(torch.randn, generator=generator, device=bench.device)
     prediction = make(shape, dtype=torch.bfloat16).requires_grad_()
@@ -55,7 +55,7 @@ def run_case(bench: Bench, tiles: list, case: str, shape: tuple[int, ...], loss:
     inputs, label = (prediction, target, scale), f"{case} of {target_dtype}, {loss}"
     rows: list[tuple[str, Any, tuple[str, ...], Any]] = [
         (name, functools.partial(token_distance, loss=loss, backend=backend), directions, setting)
-        for name, backend, directions, setting in contenders(tiles, ["triton", "cuda"])
+        for name, backend, directions, setting in contenders(args.tiles, ["triton", "cuda"])
     ]
     both, eager = ("forward", "backward"), functools.partial(reference.token_distance, loss=loss)
     rows.append(("eager", eager, both, contextlib.nullcontext))
@@ -65,7 +65,7 @@ def run_case(bench: Bench, tiles: list, case: str, shape: tuple[int, ...], loss:
     truth = with_gradient(eager, wide, grad.double())
     del wide
     same = with_gradient(eager, inputs, grad)
-    for who, function, directions, setting in rows:
+    for who, function, directions, setting in (row for row in rows if any(name in row[0] for name in args.who)):
         for direction in directions:
             with setting():
                 measure(bench, label, direction, who, function, inputs, grad, same, truth)

@@ -1,8 +1,9 @@
 """How many images a second does a MaskEmbed step take, where does its time go, and what does the public code reach?
 
 Each side runs eagerly and under torch.compile, at its own best micro-batch: sizes double until the memory or the gain
-ends. A step is forward, backward, clip and optimiser, in bf16 autocast over fp32 weights; its parts are timed in runs
-of their own, with the backward pass cut at the embeddings. Weights are random: no time depends on them.
+ends. A side's loss and gradient norm are compared with the other's, and a compiled step's with the eager one's. A step
+is forward, backward, clip and optimiser, in bf16 autocast over fp32 weights; its parts are timed in runs of their own,
+with the backward pass cut at the embeddings. Weights are random: no time depends on them.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from _harness import Bench, first_line, parser
 from _results import Row
-from _step_flops import Shape, Way, step_flops
+from _step_flops import Shape, step_flops
 from _step_sides import Side, locfast_side, public_side
 from torch import Tensor
 
@@ -43,7 +45,12 @@ CASES = {
 }
 """By the recipes' names: ViT-B/16@224, L/14@336, SO400M/14@384."""
 SMOKE = {"tiny": Case("vit_tiny_patch16_224", 2, 64)}
-SIDES: dict[str, Callable[[MaskEmbed, bool], Side]] = {"locfast": locfast_side, "public": public_side}
+VIEWS = 3
+CHECKED = 4
+"""Images on which two sides are compared."""
+Build = Callable[[MaskEmbed], Side]
+Found = dict[str, float]
+SIDES: dict[str, Build] = {"locfast": locfast_side, "public": public_side}
 COUNTED = {
     "teacher": ("teacher embedding", "teacher"),
     "encoder forward": ("encoder forward", "head forward"),
@@ -62,63 +69,75 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--only", nargs="+", choices=[*CASES, *SMOKE], help="these models alone")
     options.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES))
-    options.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["compiled", "eager"])
+    options.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["eager", "compiled"])
     options.add_argument("--batch", type=int, help="this micro-batch alone, without a search")
+    options.add_argument("--fp8", action="store_true", help="locfast's teacher in fp8")
     options.add_argument("--repeats", type=int, default=5)
     args = options.parse_args()
-    bench = Bench("step", ["mask_embeddings", "select_views", "softcap_attention", "reconstruction_loss"], args)
-    for name, case in (SMOKE if bench.smoke else CASES).items():
-        if args.only and name not in args.only:
-            continue
-        wanted: dict[str, float] | None = None
-        for side in args.sides:
-            for mode in args.modes:
-                if time.monotonic() > bench.deadline:
-                    bench.missed.append(f"{name}, {side} {mode}")
-                    continue
-                wanted = measure(bench, name, case, SIDES[side], mode == "compiled", wanted, args)
+    ops = ["mask_embeddings", "select_views", "softcap_attention", "reconstruction_loss"]
+    bench = Bench("step_fp8" if args.fp8 else "step", [*ops, *(["quantize_rows"] if args.fp8 else [])], args)
+    cases = {name: case for name, case in (SMOKE if bench.smoke else CASES).items() if name in (args.only or [name])}
+    wanted: dict[str, Found] = {}
+    for side in args.sides:  # all of one side first: where time runs out, a whole column stands
+        for name, case in cases.items():
+            if time.monotonic() > bench.deadline:
+                bench.missed.append(f"{name}, {side}")
+                continue
+            try:
+                measure(bench, name, case, SIDES[side], wanted, args)
+            except Exception as error:  # out of memory at the smallest size, a compiler's failure: the others still run
+                bench.add(Row(f"{name}, {precision(bench)}", "step", side, note=f"did not run: {first_line(error)}"))
+            clear(bench.device)
     bench.finish()
 
 
-def measure(bench, name, case, build, compiled, wanted, args) -> dict[str, float] | None:
-    """Rows of one side of one model; gives the loss and the gradient's norm that the next side must have too."""
-    method = make(case, bench.device)
-    side = build(method, compiled)
-    way: Way = "locfast" if build is locfast_side else "baseline"
-    try:
-        found = check(side, method, wanted, bench.device)
-        size, times, peak = best_batch(side, method, case, args, bench)
-        parts = time_parts(side, method, size, args.repeats, bench.device)
-    except Exception as error:  # out of memory at the smallest size, a compiler's failure: the other sides still run
-        bench.add(Row(f"{name}, bf16", "step", side.name, note=f"did not run: {first_line(error)}"))
-        found = wanted
-    else:
-        flops = step_flops(Shape.of(method), size, way)
-        label = f"{name}, {'bf16' if bench.device.type == 'cuda' else 'fp32'}, micro-batch {size}"
-        shape = {"B": size, "V": 3, "T": method.teacher.num_tokens}
-        note = f"{1e3 * size / statistics.median(times):.0f} images/s"
-        bench.add(row(bench, label, "step", side.name, times, sum(flops.values()), shape, peak, note))
-        for part, taken in parts.items():
-            counted = sum(flops[key] for key in COUNTED.get(part, ()))
-            bench.add(row(bench, label, part, side.name, taken, counted, shape))
-    del side, method
-    clear(bench.device)
-    return found
+def measure(bench: Bench, name: str, case: Case, build: Build, wanted: dict[str, Found], args: Any) -> None:
+    """Rows of one side of one model, eager and then compiled. Adds to `wanted` what the next side must find."""
+    method = make(case, bench.device, args.fp8)
+    side = build(method)
+    found = look(side, method, CHECKED)
+    compare(found, wanted.setdefault(name, found), side.name)
+    size = args.batch or best_batch(side, method, case, bench)
+    if "eager" in args.modes:
+        report(bench, name, side, method, size, "", args.repeats)
+    if "compiled" in args.modes and time.monotonic() < bench.deadline:
+        eager = look(side, method, size)
+        side.compile()
+        compare(look(side, method, size), eager, f"{side.name} compiled")
+        report(bench, name, side, method, size, " compiled", args.repeats)
 
 
-def make(case: Case, device: torch.device) -> MaskEmbed:
+def report(bench: Bench, name: str, side: Side, method: MaskEmbed, size: int, mode: str, repeats: int) -> None:
+    """The rows of a step and of its parts."""
+    times, peak = time_steps(side, method, size, repeats)
+    parts = time_parts(side, method, size, repeats)
+    flops = step_flops(Shape.of(method), size, side.way)
+    case, who = f"{name}, {precision(bench)}, micro-batch {size}", side.name + mode
+    shape = {"B": size, "V": VIEWS, "T": method.teacher.num_tokens}
+    note = f"{1e3 * size / statistics.median(times):.0f} images/s"
+    bench.add(row(bench, case, "step", who, times, sum(flops.values()), shape, peak, note))
+    for part, taken in parts.items():
+        counted = sum(flops[key] for key in COUNTED.get(part, ()))
+        bench.add(row(bench, case, part, who, taken, counted, shape))
+
+
+def precision(bench: Bench) -> str:
+    return "bf16" if bench.device.type == "cuda" else "fp32"
+
+
+def make(case: Case, device: torch.device, fp8: bool = False) -> MaskEmbed:
     torch.manual_seed(0)
-    method = create_method(
-        "maskembed", MaskEmbedConfig(), model=case.model, pretrained=False, image_size=case.size, seed=0
-    )
+    config = MaskEmbedConfig(teacher_precision="fp8" if fp8 else "same")
+    method = create_method("maskembed", config, model=case.model, pretrained=False, image_size=case.size, seed=0)
     assert isinstance(method, MaskEmbed)
     with torch.no_grad():
         torch.nn.init.normal_(method.head.weight, std=0.02)  # it starts at zero, and then no mistake would show
     return method.to(device)
 
 
-def batch_of(method: MaskEmbed, size: int, device: torch.device) -> tuple[Tensor, Draw]:
+def batch_of(method: MaskEmbed, size: int) -> tuple[Tensor, Draw]:
     """Noise for normalised images, and masks as training draws them."""
+    device = method.device
     generator = torch.Generator(device).manual_seed(0)
     images = torch.randn(size, 3, *method.teacher.image_size, generator=generator, device=device)
     index = torch.arange(size, device=device)
@@ -138,48 +157,47 @@ def autocast(device: torch.device) -> Iterator[None]:
         yield
 
 
-def check(side: Side, method: MaskEmbed, wanted: dict[str, float] | None, device: torch.device) -> dict[str, float]:
-    """Loss and gradient norm on a few images; AssertionError where they differ from the side's before."""
-    images, draw = batch_of(method, 4, device)
+def look(side: Side, method: MaskEmbed, size: int) -> Found:
+    """Loss and gradient norm on `size` images."""
+    images, draw = batch_of(method, size)
     loss = forward(side, images, draw)
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in side.module.parameters() if p.grad is not None])
     side.optimizer.zero_grad(set_to_none=True)
-    found = {"loss": float(loss), "gradient norm": float(norm)}
+    return {"loss": float(loss.detach()), "gradient norm": float(norm)}
+
+
+def compare(found: Found, wanted: Found, who: str) -> None:
+    """AssertionError where two ways to take a step differ by more than bf16 explains."""
     for what, value in found.items():
-        assert wanted is None or abs(value / wanted[what] - 1) < SPREAD, (
-            f"{side.name}: {what} {value:.6g}, the side before had {wanted[what]:.6g}"
+        assert abs(value / wanted[what] - 1) < SPREAD, (
+            f"{who}: {what} is {value:.6g}, another step's {wanted[what]:.6g}"
         )
-    return found
 
 
-def best_batch(side, method, case, args, bench) -> tuple[int, list[float], float | None]:
-    """The micro-batch with the most images a second, its step's times in ms, and the peak of the memory in MiB."""
-    best: tuple[int, list[float], float | None] | None = None
-    size = args.batch or case.smallest
+def best_batch(side: Side, method: MaskEmbed, case: Case, bench: Bench) -> int:
+    """The micro-batch with the most images a second, eager: compiled steps take no more memory."""
+    best, speed, size = 0, 0.0, case.smallest
     while True:
         try:
-            found = (size, *time_steps(side, method, size, args.repeats, bench.device))
+            times, _ = time_steps(side, method, size, 2)
         except torch.OutOfMemoryError:
-            if best is None:
+            if not best:
                 raise
-            found = None
+            times = []
         clear(bench.device)
-        if found is None:
-            return best
-        gain = float("inf") if best is None else speed(found) / speed(best)
-        best = found if gain > 1 else best
-        if args.batch or bench.smoke or gain < ENOUGH or time.monotonic() > bench.deadline:
+        gain = 1e3 * size / statistics.median(times) / speed if times and speed else float(bool(times)) * 2
+        if gain > 1:
+            best, speed = size, 1e3 * size / statistics.median(times)
+        if bench.smoke or gain < ENOUGH:
             return best
         size *= 2
 
 
-def speed(found: tuple[int, list[float], float | None]) -> float:
-    return found[0] / statistics.median(found[1])
-
-
-def time_steps(side, method, size, repeats, device) -> tuple[list[float], float | None]:
-    images, draw = batch_of(method, size, device)
+def time_steps(side: Side, method: MaskEmbed, size: int, repeats: int) -> tuple[list[float], float | None]:
+    """Milliseconds of whole steps, and the peak of the memory in MiB, weights and states included."""
+    device = method.device
+    images, draw = batch_of(method, size)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -191,9 +209,10 @@ def time_steps(side, method, size, repeats, device) -> tuple[list[float], float 
     return times, torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
 
 
-def time_parts(side, method, size, repeats, device) -> dict[str, list[float]]:
+def time_parts(side: Side, method: MaskEmbed, size: int, repeats: int) -> dict[str, list[float]]:
     """Milliseconds of every part of a step, in the order in which they run."""
-    images, _ = batch_of(method, size, device)
+    device = method.device
+    images, _ = batch_of(method, size)
     host = images.cpu().pin_memory() if device.type == "cuda" else images.clone()
     index = torch.arange(size, device=device)
     state: dict[str, Tensor] = {}
@@ -262,7 +281,17 @@ def laps(device: torch.device, order: list[tuple[str, Callable[[], object]]]) ->
     return found
 
 
-def row(bench, case, direction, who, times, flops, shape, peak=None, note="") -> Row:
+def row(
+    bench: Bench,
+    case: str,
+    direction: str,
+    who: str,
+    times: list[float],
+    flops: int,
+    shape: dict[str, int],
+    peak: float | None = None,
+    note: str = "",
+) -> Row:
     low, _, _, high = statistics.quantiles(times, n=5, method="inclusive") if len(times) > 1 else [times[0]] * 4
     median = statistics.median(times)
     rate = flops / median / 1e9 if flops else None
@@ -272,6 +301,8 @@ def row(bench, case, direction, who, times, flops, shape, peak=None, note="") ->
 
 
 def clear(device: torch.device) -> None:
+    """Give memory back, and forget what was compiled: torch stops compiling after a number of forms."""
+    torch._dynamo.reset()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
