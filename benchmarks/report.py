@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import _step_report
 from _attention_targets import table, targets
 from _results import RESULTS, ROOT, Measurement, Row, sources_hash
 
@@ -73,11 +74,13 @@ def section(measurement: Measurement, chart: Path) -> str:
         told.append(f" To measure it again: `{measurement.command}`.")
     lines = [f"\n### {measurement.benchmark}\n", "".join(told) + "\n"]
     if chart.is_file():
-        lines.append(f"![{measurement.benchmark}: time against tokens]({_from_page(chart)})\n")
+        lines.append(f"![{measurement.benchmark}: {_what_is_drawn(measurement)}]({_from_page(chart)})\n")
     wanted = table(targets(measurement.rows))
     if wanted:
         lines += (["Of the older kernel:\n"] if changed else []) + [*wanted, ""]
-    if all(row.ms is None and row.peak_mib is not None for row in measurement.rows):
+    if measurement.benchmark.startswith("step"):
+        lines += _step_report.tables(measurement.rows, measurement.machine["gpu"], bool(changed))
+    elif all(row.ms is None and row.peak_mib is not None for row in measurement.rows):
         lines += ["| case | direction | who | peak MiB | |", "|---|---|---|---|---|"]
         lines += [memory_row(row, bool(changed)) for row in measurement.rows]
     else:
@@ -87,6 +90,10 @@ def section(measurement: Measurement, chart: Path) -> str:
         ]
         lines += [table_row(row, bool(changed)) for row in measurement.rows]
     return "\n".join(lines) + "\n"
+
+
+def _what_is_drawn(measurement: Measurement) -> str:
+    return "time by part" if measurement.benchmark.startswith("step") else "time against tokens"
 
 
 def _from_page(file: Path) -> str:

@@ -20,6 +20,7 @@ import torch
 from _harness import Bench, first_line, parser
 from _results import Row
 from _step_flops import Shape, step_flops
+from _step_report import write_picture
 from _step_sides import Side, locfast_side, public_side
 from torch import Tensor
 
@@ -73,6 +74,7 @@ def main() -> None:
     options.add_argument("--batch", type=int, help="this micro-batch alone, without a search")
     options.add_argument("--fp8", action="store_true", help="locfast's teacher in fp8")
     options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--profile", action="store_true", help="print the kernels that take most of a step, too")
     args = options.parse_args()
     ops = ["mask_embeddings", "select_views", "softcap_attention", "reconstruction_loss"]
     bench = Bench("step_fp8" if args.fp8 else "step", [*ops, *(["quantize_rows"] if args.fp8 else [])], args)
@@ -88,6 +90,7 @@ def main() -> None:
             except Exception as error:  # out of memory at the smallest size, a compiler's failure: the others still run
                 bench.add(Row(f"{name}, {precision(bench)}", "step", side, note=f"did not run: {first_line(error)}"))
             clear(bench.device)
+    write_picture(bench.result.rows, bench.path.with_suffix(".svg"))
     bench.finish()
 
 
@@ -99,26 +102,37 @@ def measure(bench: Bench, name: str, case: Case, build: Build, wanted: dict[str,
     compare(found, wanted.setdefault(name, found), side.name)
     size = args.batch or best_batch(side, method, case, bench)
     if "eager" in args.modes:
-        report(bench, name, side, method, size, "", args.repeats)
+        report(bench, name, side, method, size, "", args)
     if "compiled" in args.modes and time.monotonic() < bench.deadline:
         eager = look(side, method, size)
         side.compile()
         compare(look(side, method, size), eager, f"{side.name} compiled")
-        report(bench, name, side, method, size, " compiled", args.repeats)
+        report(bench, name, side, method, size, " compiled", args)
 
 
-def report(bench: Bench, name: str, side: Side, method: MaskEmbed, size: int, mode: str, repeats: int) -> None:
+def report(bench: Bench, name: str, side: Side, method: MaskEmbed, size: int, mode: str, args: Any) -> None:
     """The rows of a step and of its parts."""
-    times, peak = time_steps(side, method, size, repeats)
-    parts = time_parts(side, method, size, repeats)
+    times, peak = time_steps(side, method, size, args.repeats)
     flops = step_flops(Shape.of(method), size, side.way)
     case, who = f"{name}, {precision(bench)}, micro-batch {size}", side.name + mode
     shape = {"B": size, "V": VIEWS, "T": method.teacher.num_tokens}
     note = f"{1e3 * size / statistics.median(times):.0f} images/s"
     bench.add(row(bench, case, "step", who, times, sum(flops.values()), shape, peak, note))
-    for part, taken in parts.items():
+    for part, taken in time_parts(side, method, size, args.repeats).items():
         counted = sum(flops[key] for key in COUNTED.get(part, ()))
         bench.add(row(bench, case, part, who, taken, counted, shape))
+
+    if args.profile:
+        print(kernels(side, method, size))
+
+
+def kernels(side: Side, method: MaskEmbed, size: int, most: int = 40) -> str:
+    """What ran on the device in one step, by time, as a table."""
+    with torch.profiler.profile() as profile:
+        time_parts(side, method, size, 1)
+    averages = profile.key_averages()
+    column = "self_device_time_total" if method.device.type == "cuda" else "self_cpu_time_total"
+    return str(averages.table(sort_by=column, row_limit=most, max_name_column_width=90))
 
 
 def precision(bench: Bench) -> str:
@@ -218,6 +232,7 @@ def time_parts(side: Side, method: MaskEmbed, size: int, repeats: int) -> dict[s
     state: dict[str, Tensor] = {}
 
     def data() -> None:
+        state.clear()  # what a step's parts hand on takes more memory than a step, and would outlive it
         state["images"] = host.to(device, non_blocking=True)
 
     def masks() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import time
 
 import pytest
@@ -168,6 +169,8 @@ def test_tails_cost_little_more_than_the_tokens_they_hold(tokens, computed):
 
 def test_an_eager_call_costs_the_host_less_than_200_microseconds(monkeypatch, capsys, device):
     """Checks, choice of a backend, dispatcher and autograd around a launch that does nothing."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        pytest.skip("workers share the host, so a call's time says nothing: run this test by itself")
     q = torch.randn(1, 1, 16, 16, requires_grad=True, device=device)
     out, lse = torch.empty(1, 16, 1, 16, device=device).transpose(1, 2), torch.empty(1, 1, 16, device=device)
     monkeypatch.setattr(triton, "softcap_attention", lambda *args: (out.clone(), lse.clone(), lse.new_empty(0)))
