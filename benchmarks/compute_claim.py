@@ -113,8 +113,8 @@ def claims(steps: int = STEPS) -> list[Claim]:
 def measured(run: Run, results: Path = RESULTS) -> Iterator[tuple[str, str, float]]:
     """(GPU, who, images/s) of locfast's measured steps; smoke tests are passed over.
 
-    They are the rows "step" of <gpu>/step*.json whose `case`, up to a comma, is the recipe's name and whose `who` begins
-    with locfast.
+    They are the rows "step" of <gpu>/step*.json whose `case`, up to a comma, is the recipe's name, and whose `who`
+    begins with locfast.
     """
     for path in sorted(results.glob("*/step*.json")):
         measurement = Measurement.read(path)
