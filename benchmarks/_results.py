@@ -94,10 +94,11 @@ def slug(name: str) -> str:
 def sources_hash(op: str, root: Path = ROOT) -> str:
     """Of every source file of an op, kernels/<op> and csrc/<op>: a table whose hash differs shows an older kernel.
 
-    `op` may also name one file, "softcap_attention/tiled.py", where nothing else of the op was measured.
+    `op` may also name one file, "softcap_attention/tiled.py", where nothing else of the op was measured, or one of the
+    product, "locfast/models/blocks.py".
     """
     digest = hashlib.sha256()
-    places = [root / room / op for room in ("kernels", "csrc")]
+    places = [root / op] if op.startswith("locfast/") else [root / room / op for room in ("kernels", "csrc")]
     files = [path for place in places for path in (place, *place.rglob("*")) if path.is_file()]
     for path in sorted(path for path in files if path.suffix in {".py", ".h", ".cuh", ".cpp", ".cu"}):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")

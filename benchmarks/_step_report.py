@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from textwrap import shorten
 
 from _plot import COLORS, INK, MUTED
 from _results import Row
@@ -71,7 +72,8 @@ def tables(rows: Sequence[Row], gpu: str, changed: bool) -> list[str]:
     for step in found:
         row, note = step.whole, "*older kernel*" if changed and step.who.startswith("locfast") else ""
         if row is None or row.ms is None or step.rate is None:
-            lines.append(f"| {step.case} | {step.who} | | | | | | | | {row.note if row else 'only in parts'} {note} |")
+            why = shorten(row.note, 90) if row else "only in parts"
+            lines.append(f"| {step.case} | {step.who} | | | | | | | | {why} {note} |")
             continue
         target = TARGETS["fp8" if "fp8" in step.who else "bf16"].get(step.model) if judged else None
         wanted = f"{target} ({step.rate / target:.0%})" if target and step.who.startswith("locfast") else ""

@@ -46,6 +46,13 @@ CASES = {
 }
 """By the recipes' names: ViT-B/16@224, L/14@336, SO400M/14@384."""
 SMOKE = {"tiny": Case("vit_tiny_patch16_224", 2, 64)}
+SOURCES = [
+    *("mask_embeddings", "select_views", "softcap_attention", "reconstruction_loss"),
+    *(f"locfast/models/{name}.py" for name in ("attention", "backbone", "blocks", "decoder", "teacher")),
+    "locfast/methods/maskembed.py",
+]
+FP8_SOURCES = ["quantize_rows", "locfast/models/fp8.py"]
+"""What a step's time comes from: a table whose hashes differ is of older sources."""
 VIEWS = 3
 CHECKED = 4
 """Images on which two sides are compared."""
@@ -76,8 +83,7 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--profile", action="store_true", help="print the kernels that take most of a step, too")
     args = options.parse_args()
-    ops = ["mask_embeddings", "select_views", "softcap_attention", "reconstruction_loss"]
-    bench = Bench("step_fp8" if args.fp8 else "step", [*ops, *(["quantize_rows"] if args.fp8 else [])], args)
+    bench = Bench("step_fp8" if args.fp8 else "step", [*SOURCES, *(FP8_SOURCES if args.fp8 else [])], args)
     cases = {name: case for name, case in (SMOKE if bench.smoke else CASES).items() if name in (args.only or [name])}
     wanted: dict[str, Found] = {}
     for side in args.sides:  # all of one side first: where time runs out, a whole column stands

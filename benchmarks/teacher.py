@@ -39,6 +39,10 @@ MODELS = {  # timm name, images
     "SO400M/14@384": ("vit_so400m_patch14_siglip_384.webli", 16),
 }
 SMOKE = {"smoke": ("vit_tiny_patch16_224", 2)}
+SOURCES = [
+    *("quantize_rows", "select_views"),
+    *(f"locfast/models/{name}.py" for name in ("attention", "backbone", "blocks", "fp8")),
+]
 CHECKED = 2
 """Images that a check compares."""
 
@@ -54,7 +58,7 @@ def main() -> None:
     if args.demo:
         demo(args)
         return
-    bench = Bench("teacher", ["quantize_rows"], args)
+    bench = Bench("teacher", SOURCES, args)
     models = SMOKE if bench.smoke else {name: MODELS[name] for name in args.only}
     try:
         import torchao  # noqa: F401

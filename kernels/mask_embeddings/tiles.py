@@ -1,4 +1,4 @@
-"""How the kernels of mask_embeddings are cut, by direction. Chosen by what the compiler shows; no GPU has tuned them.
+"""How the kernels of mask_embeddings are cut, by direction. An H200 has timed them at the shapes of ViT-B/16 alone.
 
 A benchmark overrides entries (`benchmarks/mask_embeddings.py --tiles`).
 """

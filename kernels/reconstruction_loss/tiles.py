@@ -1,5 +1,4 @@
-"""How the Triton kernels of reconstruction_loss are cut, by direction. Chosen by what the compiler shows; no GPU has
-tuned them.
+"""How the Triton kernels of reconstruction_loss are cut, by direction. An H200 has timed them at ViT-B/16 shapes alone.
 
 A benchmark overrides entries (`benchmarks/reconstruction_loss.py --tiles`).
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from locfast.errors import UserError
 
@@ -12,6 +12,14 @@ def check(condition: bool, message: str) -> None:
     """Raise UserError with `message` unless `condition` holds: how configs refuse impossible values."""
     if not condition:
         raise UserError(message)
+
+
+def check_choices(config: Any) -> None:
+    """Raise UserError for a field of a Literal type whose value is none of its choices: whoever built the config."""
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal:
+            value, choices = getattr(config, name), get_args(hint)
+            check(value in choices, f"{name} must be one of {', '.join(map(str, choices))}; got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from locfast.config.base import MethodConfig, check
+from locfast.config.base import MethodConfig, check, check_choices
 
 Target = Literal["penultimate", "last", "last_cls"]
 Masking = Literal["uniform", "bernoulli", "block", "reversed_block"]
@@ -79,6 +79,7 @@ class MaskEmbedConfig(MethodConfig):
     """Beta(alpha, alpha) of cutmix; 0 for none (ablation, 1.0)."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check(
             self.softcap is None or 0 < self.softcap < math.inf,
             f"softcap must be positive and finite, or None for plain attention; got {self.softcap}",

@@ -14,6 +14,8 @@ from locfast.errors import UserError, suggest
 from locfast.methods.base import Method
 
 _GROUP = "group."
+_HOW = ("fused", "foreach", "capturable", "differentiable")
+"""Settings of a group that say how its update is computed: a resumed run keeps its own, of the device it runs on."""
 FUSED = ("adam", "adamw")
 FUSED_ON = ("cuda",)
 """Where these run as one kernel. On a CPU that rounds otherwise than the loops, to which its curves keep."""
@@ -40,7 +42,8 @@ def gate(optimizer: torch.optim.Optimizer, sound: Tensor) -> bool:
 
     False where the optimiser cannot: only PyTorch's fused ones can, by what gradient scaling uses.
     """
-    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    if not (fused and getattr(optimizer, "_step_supports_amp_scaling", False)):
         return False
     optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]
     return True
@@ -75,7 +78,7 @@ def load_state_tensors(
     numbers = {name: number for number, name in enumerate(_names(optimizer, method))}
     state: dict[int, dict[str, Any]] = {}
     groups = [
-        {**now, **{k: tuple(v) if isinstance(now.get(k), tuple) else v for k, v in then.items()}}
+        {**now, **{k: tuple(v) if isinstance(now.get(k), tuple) else v for k, v in then.items() if k not in _HOW}}
         for now, then in zip(optimizer.state_dict()["param_groups"], plain["groups"], strict=True)
     ]
     for key, value in {**tensors, **plain["values"]}.items():

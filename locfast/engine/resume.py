@@ -76,7 +76,7 @@ def identity(config: TrainConfig, plan: Plan) -> dict[str, Any]:
 
 
 def _own(config: TrainConfig, fields: MethodConfig) -> dict[str, Any]:
-    """The fields of a method that decide what is computed: {"maskembed.softcap": 30.0, ...}."""
+    """The fields of a method that decide what is computed: {"METHOD.FIELD": value, ...}."""
     values = _flat(to_dict(fields)).items()
     return {f"{config.method}.{name}": value for name, value in values if name not in fields.execution}
 

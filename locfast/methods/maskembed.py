@@ -128,9 +128,8 @@ class MaskEmbed(Method):
         )
         return {"loss": loss, **self._view_losses(per_token.detach())}
 
-    @torch.no_grad()
     def target(self, images: Tensor, visible: Tensor) -> Tensor:
-        """What the teacher makes of every masked view, before scaling.
+        """What the teacher makes of every masked view, before scaling; no gradient passes through it.
 
         images [B, 3, H, W], visible [B, V, N] bool  ->  [B, V, T, C]; T is 1, the CLS token, for target last_cls.
         """

@@ -58,9 +58,8 @@ def blocks(keys: Keys, grid: tuple[int, int], fraction: float) -> Tensor:
     for block in range(MOST_BLOCKS):
         unfinished = visible.sum(1, keepdim=True) < fraction * patches
         visible = visible | (rectangles[:, block] & unfinished)
-    spare = randint(keys, "visible.spare", 1, patches) == torch.arange(
-        patches, device=device
-    )  # one_hot looks at values
+    places = torch.arange(patches, device=device)
+    spare = randint(keys, "visible.spare", 1, patches) == places  # one_hot would look at values, and wait for them
     return visible & ~(visible.all(1, keepdim=True) & spare)
 
 

@@ -59,14 +59,14 @@ def attend(
 def attend_products(
     attn: Any,
     products: tuple[Tensor, ...],
-    x: Tensor,
+    gate_input: Tensor,
     softcap: float | None = None,
     rope: Tensor | None = None,
     bias: Tensor | None = None,
     key_mask: Tensor | None = None,
     uncapped: Implementation = "sdpa",
 ) -> Tensor:
-    """`attend` from behind the product for queries, keys and values on; `x` is read by a gate alone."""
+    """`attend` from behind the product for queries, keys and values on. gate_input: the normed tokens, for a gate."""
     softcap = getattr(attn, "softcap", None) if softcap is None else softcap
     q, k, v = _heads(attn, products)
     if hasattr(attn, "q_norm"):
@@ -85,7 +85,7 @@ def attend_products(
     out = out.transpose(1, 2).flatten(2)
     out = attn.norm(out) if hasattr(attn, "norm") else out
     if getattr(attn, "gate", None) is not None:
-        out = out * attn.gate(x).sigmoid()
+        out = out * attn.gate(gate_input).sigmoid()
     return attn.proj_drop(attn.proj(out))
 
 

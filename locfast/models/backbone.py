@@ -256,9 +256,8 @@ class Backbone(nn.Module):
         """
         patches = self.embed_patches(images)
         empty = self.empty_patch().to(patches.dtype).expand(1, self.num_patches, -1)
-        return self.add_prefix_and_position(patches)[:, self.num_prefix_tokens :], self.add_prefix_and_position(empty)[
-            0
-        ]
+        shown, hidden = self.add_prefix_and_position(patches), self.add_prefix_and_position(empty)
+        return shown[:, self.num_prefix_tokens :], hidden[0]
 
     def _run_views(self, shown: Tensor, hidden: Tensor, visible: Tensor, stop: int, uncapped: Implementation) -> Tensor:
         """shown [B, N, C], hidden [T, C], visible [B, V, N] -> [B * V, T, C] behind block number `stop`."""

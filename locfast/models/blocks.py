@@ -83,7 +83,8 @@ def run_blocks(
         if index == 0 and views is not None and getattr(block.attn, "gate", None) is None:
             run = partial(_runner(block, _run_on_views), block, norm, views=views)
         else:
-            normed = for_product(block.norm1(x)) if normed is None and not in_fp8(block) else normed
+            if normed is None and not (checkpointing or in_fp8(block)):  # those make it inside
+                normed = for_product(block.norm1(x))
             run = partial(_runner(block, _run), block, norm, normed=normed)
         place: dict[str, Any] = {"softcap": softcap, "rope": rope, "bias": bias, "uncapped": uncapped}
         x, normed = checkpoint(run, x, use_reentrant=False, **place) if checkpointing else run(x, **place)

@@ -29,7 +29,8 @@ def compile_blocks(root: nn.Module, has_runner: Callable[[nn.Module], bool]) -> 
     `blocks.run_blocks`, which looks for the mark; all others are called as modules. State-dict keys do not change.
     """
     lists = [getattr(network, "blocks", None) for network in root.modules()]
-    blocks = [block for found in lists if isinstance(found, nn.Sequential | nn.ModuleList) for block in found]
+    found = [block for blocks in lists if isinstance(blocks, nn.Sequential | nn.ModuleList) for block in blocks]
+    blocks = list(dict.fromkeys(found))  # a Backbone's blocks are those of the model inside
     for block in blocks:
         if has_runner(block):
             block.compiled = True  # type: ignore[assignment]

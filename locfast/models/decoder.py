@@ -53,7 +53,10 @@ class TransformerDecoder(nn.Module):
         """
         tokens = mask_embeddings(embeddings, visible, self.position).flatten(0, 1)
         shown = (embeddings + self.position[-embeddings.shape[1] :]).to(embeddings.dtype)  # as mask_embeddings rounds
-        views = Views(shown, self.position.to(embeddings.dtype), visible)
+        hidden = self.position[:].to(
+            embeddings.dtype
+        )  # a view: torch's counter of FLOPs takes no leaf for a module's input
+        views = Views(shown, hidden, visible)
         placed = [Placed(block) for block in self.blocks]
         tokens = run_blocks(placed, tokens, None, self.attention, views, checkpointing)
         return self.output(self.norm(tokens)).unflatten(0, visible.shape[:2])

@@ -24,8 +24,9 @@ class TeacherPass:
     """Calls `Backbone.masked_features` without gradients: (images, visible) -> [B, V, T, C].
 
     stop: the last block that runs. chunk: images at a time; None for all. Whenever a chunk does not fit into the GPU's
-    memory, half of it is taken from there on. graph: replay the whole pass as one CUDA graph, captured for the first
-    shape that comes; other shapes run without.
+    memory, half of it is taken from there on. graph: replay the whole pass as one CUDA graph, captured for the shape of
+    the first call with gradients on, i.e. of the first training step: what comes before it (the target scale) and other
+    shapes run without. One that does not fit into memory is given up, and the log says so.
     """
 
     def __init__(
@@ -42,21 +43,30 @@ class TeacherPass:
                 "--maskembed.teacher-graph off, or type --device cuda."
             )
 
-    @torch.no_grad()
     def __call__(self, images: Tensor, visible: Tensor) -> Tensor:
+        training = torch.is_grad_enabled()
         watched = _get_current_dispatch_mode() is not None  # who counts operators sees none inside a graph
-        if not self.graph or watched:
-            return self._run(images, visible)
-        if self.captured is None:
+        with torch.no_grad():
+            if self.graph and self.captured is None and training and not watched:
+                self._capture(images, visible)
+            if self.captured is not None and not watched and self.captured.fits(images, visible):
+                return self.captured(images, visible)
+            return self._run_in_chunks(images, visible)
+
+    def _capture(self, images: Tensor, visible: Tensor) -> None:
+        try:
             self.captured = CapturedPass(self._run, images, visible)
-        return self.captured(images, visible) if self.captured.fits(images, visible) else self._run(images, visible)
+        except torch.OutOfMemoryError:
+            self.graph = False
+            log.warning("a CUDA graph of the teacher does not fit into memory: going on without")
 
     def _run(self, images: Tensor, visible: Tensor) -> Tensor:
+        return self.backbone.masked_features(images, visible, self.stop, uncapped=self.uncapped, chunk=self.chunk)
+
+    def _run_in_chunks(self, images: Tensor, visible: Tensor) -> Tensor:
         while True:
             try:
-                return self.backbone.masked_features(
-                    images, visible, self.stop, uncapped=self.uncapped, chunk=self.chunk
-                )
+                return self._run(images, visible)
             except torch.OutOfMemoryError:
                 size = min(self.chunk or len(images), len(images))
                 if size == 1:

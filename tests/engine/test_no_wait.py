@@ -51,8 +51,8 @@ def demo(out: Path, **fields: object):
 
 @pytest.mark.parametrize(
     "maskembed",
-    [{}, {"masking": "bernoulli"}, {"masking": "block"}, {"loss_on": "masked"}],
-    ids=["default", "bernoulli", "block", "masked patches"],
+    [{}, {"masking": "bernoulli"}, {"masking": "block"}, {"loss_on": "hidden"}, {"loss_on": "visible"}],
+    ids=["default", "bernoulli", "block", "hidden patches", "visible patches"],
 )
 def test_a_step_of_maskembed_reads_no_value(maskembed, tmp_path, monkeypatch, fused_everywhere):
     watch, step = Watch(), loop.Trainer.train_step

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from locfast.engine import optim
 from locfast.engine.run import train
 from locfast.engine.run_folder import RunFolder
 from locfast.errors import UserError
@@ -170,6 +171,20 @@ def test_a_checkpoint_of_another_run_is_refused(images, run, changes, told):
 def test_what_says_how_and_not_what_may_change_on_resume(images, unbroken, run):
     train(toy_config(images, run, resume=True, **{**SETTINGS, "toy": ToyConfig(dropout=0.1, pieces=2)}))
     assert losses(run) == unbroken
+
+
+@pytest.mark.parametrize("to", [("cuda", "cpu"), ("cuda",)], ids=["fused from loops", "loops from fused"])
+def test_a_checkpoint_of_another_form_of_the_optimiser_is_taken(images, tmp_path, monkeypatch, to):
+    """A GPU's run goes on on a CPU and the other way: the form is of where it runs, the state is the same."""
+    short = {**SETTINGS, "steps": 6, "save_every": 2}
+    run = tmp_path / "run"
+    monkeypatch.setattr(optim, "FUSED_ON", ("cuda",) if "cpu" in to else ("cuda", "cpu"))
+    train(toy_config(images, run, **short))
+    before = losses(run)
+    shutil.rmtree(run / "checkpoints" / "step-00000006")
+    monkeypatch.setattr(optim, "FUSED_ON", to)
+    train(toy_config(images, run, resume=True, **short))
+    assert losses(run) == pytest.approx(before, rel=1e-5)
 
 
 def test_a_checkpoint_from_before_a_field_existed_did_what_its_default_does(images, unbroken, run):

@@ -103,9 +103,8 @@ def test_the_kernels_of_the_built_library_are_all_known():
         assert code.registers > 0 and code.spill_bytes == 0, name
         assert threads == (512 if "backward" in name else 256), name
         assert sum(code.instructions.values()) > 20, name
-        if (
-            ", 8, " in name or "float, 4, " in name
-        ):  # packs of 16 bytes; the sums of a backward's positions are narrower
+        # packs of 16 bytes; the sums of a backward's positions are narrower
+        if ", 8, " in name or "float, 4, " in name:
             stores = {kind: n for kind, n in code.instructions.items() if kind.startswith("STG")}
             assert set(stores) == {"STG.128"} or "backward" in name, (name, stores)
     losses = {name: code for name, code, _ in kernels if name.startswith("reconstruction_loss")}

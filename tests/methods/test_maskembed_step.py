@@ -12,9 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from locfast.config.maskembed import MaskEmbedConfig
+from locfast.engine.flops import count_flops
 from locfast.kernels import _backend
 from locfast.methods import maskembed
 from locfast.methods.maskembed import Draw, MaskEmbed
+from locfast.models import compiled, teacher
 from tests.kernels.tolerance import assert_close_as_dtype_allows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,3 +157,38 @@ def test_teacher_looks_at_views_as_timm_does_at_masked_pixels(kind, monkeypatch)
     found = method.target(batch["views"]["image"], draw.visible)
     wanted = PublicStep(method).target(batch["views"]["image"], draw.visible)
     torch.testing.assert_close(found.flatten(0, 1), wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_flops_of_a_step_can_be_counted_in_fp32(monkeypatch):
+    """torch's counter wraps modules, and their inputs, in functions of autograd."""
+    method = make("clip", monkeypatch)
+    batch, draw = sample(method, 3)
+    assert count_flops(method, batch, draw, "fp32") > 0
+
+
+def test_a_graph_and_compiled_blocks_go_together(monkeypatch):
+    """What is captured are the compiled blocks: training's first step comes behind `enable_compile`."""
+    marks = []
+
+    class Captured:
+        def __init__(self, run, images, visible):
+            marks.append(all(block.compiled for block in method.teacher.blocks))
+            self.run = run
+
+        def fits(self, images, visible):
+            return True
+
+        def __call__(self, images, visible):
+            return self.run(images, visible)
+
+    monkeypatch.setattr(teacher, "CapturedPass", Captured)
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    compiled.compiled.cache_clear()
+    method = make("clip", monkeypatch)
+    method.teacher_pass.graph = True
+    batch, draw = sample(method, 3)
+    method.prepare([(batch, draw)], lambda sums: sums)
+    method.enable_compile()
+    method(batch, draw)["loss"].backward()
+    compiled.compiled.cache_clear()
+    assert marks == [True]

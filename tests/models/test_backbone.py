@@ -1,6 +1,7 @@
 """The split forward pass: masking, kept subsets, checkpointing, seeds."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -242,3 +243,24 @@ def test_blocks_that_only_timm_can_run_are_refused_a_cap_but_run_without() -> No
     backbone.float()
     with pytest.raises(UserError, match="EvaBlockPostNorm"):
         backbone(images(backbone), softcap=30.0)
+
+
+def test_a_checkpointed_block_keeps_its_input_and_nothing_else() -> None:
+    backbone = small("clip", depth=6).train()
+    pixels = images(backbone)
+    kept = []
+    for checkpointing in (False, True):
+        before = _alive(backbone)
+        out = backbone(pixels, checkpointing=checkpointing)
+        kept.append(_alive(backbone) - before)
+        del out
+    # an input a block; what the norms before the first and behind the last of CLIP's blocks keep; the output
+    assert kept[1] <= backbone.depth + 3 < kept[0]
+
+
+def _alive(backbone: Backbone) -> int:
+    """Tensors [2, T, C] that Python holds, autograd's saved ones among them where a checkpoint holds them."""
+    gc.collect()
+    shape = (2, backbone.num_tokens, backbone.embed_dim)
+    found = [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and tuple(t.shape) == shape]
+    return len({t.data_ptr() for t in found})

@@ -7,6 +7,7 @@ import torch
 from model_families import images, small
 
 from locfast.errors import UserError
+from locfast.models import teacher
 from locfast.models.teacher import TeacherPass
 
 KINDS = ("clip", "siglip", "dinov2_reg", "eva02", "beit", "rope_mixed")
@@ -66,9 +67,9 @@ def test_a_chunk_that_does_not_fit_is_halved_once_and_for_all(monkeypatch, caplo
         return run(shown, *rest)
 
     monkeypatch.setattr(backbone, "_run_views", with_little_memory)
-    teacher = TeacherPass(backbone, 2, "sdpa")
+    run_all = TeacherPass(backbone, 2, "sdpa")
     with caplog.at_level(logging.WARNING):
-        first, second = teacher(x, visible), teacher(x, visible)
+        first, second = run_all(x, visible), run_all(x, visible)
     assert sizes == [5, 3, 2, 2, 1, 2, 2, 1]
     assert [record.args for record in caplog.records] == [(5, 3), (3, 2)]
     assert torch.equal(first, second)
@@ -88,6 +89,47 @@ def test_one_image_that_does_not_fit_is_an_error(monkeypatch):
 def test_a_graph_needs_a_gpu():
     with pytest.raises(UserError, match="CUDA graph of the teacher was asked for, but the run is on cpu"):
         TeacherPass(small("clip"), 2, "sdpa", graph=True).check(torch.device("cpu"))
+
+
+class Recorded:
+    """Stands for a captured graph where there is no GPU."""
+
+    def __init__(self, run, images, visible):
+        self.run, self.shape = run, images.shape
+
+    def fits(self, images, visible) -> bool:
+        return images.shape == self.shape
+
+    def __call__(self, images, visible):
+        return self.run(images, visible)
+
+
+def test_a_graph_is_captured_in_the_first_training_step_and_not_before(monkeypatch):
+    captured = []
+    monkeypatch.setattr(teacher, "CapturedPass", lambda *args: captured.append(args[1].shape) or Recorded(*args))
+    backbone = small("clip")
+    run = TeacherPass(backbone, 2, "sdpa", graph=True)
+    with torch.no_grad():  # as the target scale and held-out losses are computed
+        run(images(backbone, 2), masks(backbone, 2))
+    assert captured == []
+    first = run(images(backbone, 5), masks(backbone))
+    assert len(captured) == 1 and captured[0][0] == 5
+    assert torch.equal(run(images(backbone, 5), masks(backbone)), first) and not first.requires_grad
+    run(images(backbone, 3), masks(backbone, 3))
+    assert len(captured) == 1
+
+
+def test_a_graph_that_does_not_fit_is_given_up(monkeypatch, caplog):
+    def without_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(teacher, "CapturedPass", without_memory)
+    backbone = small("clip")
+    run = TeacherPass(backbone, 2, "sdpa", graph=True)
+    with caplog.at_level(logging.WARNING):
+        first, second = (run(images(backbone, 5), masks(backbone)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert len(caplog.records) == 1 and "does not fit" in caplog.text
 
 
 @pytest.mark.gpu
