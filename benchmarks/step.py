@@ -11,8 +11,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +21,11 @@ from _results import Row
 from _step_flops import Shape, step_flops
 from _step_report import write_picture
 from _step_sides import Side, locfast_side, public_side
-from torch import Tensor
+from _step_time import batch_of, forward, kernels, time_parts, time_steps
 
 from locfast.config.maskembed import MaskEmbedConfig
 from locfast.methods import create_method
-from locfast.methods.maskembed import Draw, MaskEmbed
-from locfast.random import Keys
+from locfast.methods.maskembed import MaskEmbed
 
 
 @dataclass(frozen=True)
@@ -132,15 +130,6 @@ def report(bench: Bench, name: str, side: Side, method: MaskEmbed, size: int, mo
         print(kernels(side, method, size))
 
 
-def kernels(side: Side, method: MaskEmbed, size: int, most: int = 40) -> str:
-    """What ran on the device in one step, by time, as a table."""
-    with torch.profiler.profile() as profile:
-        time_parts(side, method, size, 1)
-    averages = profile.key_averages()
-    column = "self_device_time_total" if method.device.type == "cuda" else "self_cpu_time_total"
-    return str(averages.table(sort_by=column, row_limit=most, max_name_column_width=90))
-
-
 def precision(bench: Bench) -> str:
     return "bf16" if bench.device.type == "cuda" else "fp32"
 
@@ -153,28 +142,6 @@ def make(case: Case, device: torch.device, fp8: bool = False) -> MaskEmbed:
     with torch.no_grad():
         torch.nn.init.normal_(method.head.weight, std=0.02)  # it starts at zero, and then no mistake would show
     return method.to(device)
-
-
-def batch_of(method: MaskEmbed, size: int) -> tuple[Tensor, Draw]:
-    """Noise for normalised images, and masks as training draws them."""
-    device = method.device
-    generator = torch.Generator(device).manual_seed(0)
-    images = torch.randn(size, 3, *method.teacher.image_size, generator=generator, device=device)
-    index = torch.arange(size, device=device)
-    return images, method.draw(Keys(0, torch.zeros_like(index), index))
-
-
-def forward(side: Side, images: Tensor, draw: Draw) -> Tensor:
-    with autocast(images.device):
-        target = side.target(images, draw.visible)
-        rebuilt = side.decode(side.encode(images), draw.visible)
-        return side.loss(rebuilt, target, draw.visible)
-
-
-@contextmanager
-def autocast(device: torch.device) -> Iterator[None]:
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        yield
 
 
 def look(side: Side, method: MaskEmbed, size: int) -> Found:
@@ -212,94 +179,6 @@ def best_batch(side: Side, method: MaskEmbed, case: Case, bench: Bench) -> int:
         if bench.smoke or gain < ENOUGH:
             return best
         size *= 2
-
-
-def time_steps(side: Side, method: MaskEmbed, size: int, repeats: int) -> tuple[list[float], float | None]:
-    """Milliseconds of whole steps, and the peak of the memory in MiB, weights and states included."""
-    device = method.device
-    images, draw = batch_of(method, size)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-    def step() -> None:
-        forward(side, images, draw).backward()
-        side.update()
-
-    times = [laps(device, [("step", step)])["step"] for _ in range(repeats + 2)][2:]
-    return times, torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
-
-
-def time_parts(side: Side, method: MaskEmbed, size: int, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of every part of a step, in the order in which they run."""
-    device = method.device
-    images, _ = batch_of(method, size)
-    host = images.cpu().pin_memory() if device.type == "cuda" else images.clone()
-    index = torch.arange(size, device=device)
-    state: dict[str, Tensor] = {}
-
-    def data() -> None:
-        state.clear()  # what a step's parts hand on takes more memory than a step, and would outlive it
-        state["images"] = host.to(device, non_blocking=True)
-
-    def masks() -> None:
-        state["visible"] = method.draw(Keys(0, torch.zeros_like(index), index)).visible
-
-    def teacher() -> None:
-        with autocast(device):
-            state["target"] = side.target(state["images"], state["visible"])
-
-    def encoder_forward() -> None:
-        with autocast(device):
-            state["embeddings"] = side.encode(state["images"])
-            state["cut"] = state["embeddings"].detach().requires_grad_()
-
-    def decoder_forward() -> None:
-        with autocast(device):
-            state["rebuilt"] = side.decode(state["cut"], state["visible"])
-            state["joint"] = state["rebuilt"].detach().requires_grad_()
-
-    def loss_both() -> None:
-        with autocast(device):
-            side.loss(state["joint"], state["target"], state["visible"]).backward()
-
-    def decoder_backward() -> None:
-        state["rebuilt"].backward(state["joint"].grad)
-
-    def encoder_backward() -> None:
-        state["embeddings"].backward(state["cut"].grad)
-
-    order = [
-        ("data", data),
-        ("masks", masks),
-        ("teacher", teacher),
-        ("encoder forward", encoder_forward),
-        ("decoder forward", decoder_forward),
-        ("loss", loss_both),
-        ("decoder backward", decoder_backward),
-        ("encoder backward", encoder_backward),
-        ("optimiser", side.update),
-    ]
-    runs = [laps(device, order) for _ in range(repeats + 1)][1:]
-    return {name: [run[name] for run in runs] for name, _ in order}
-
-
-def laps(device: torch.device, order: list[tuple[str, Callable[[], object]]]) -> dict[str, float]:
-    """Run the functions one after the other; milliseconds of each by the device's clock."""
-    if device.type == "cuda":
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(order) + 1)]
-        torch.cuda.synchronize(device)
-        marks[0].record()
-        for (_, run), mark in zip(order, marks[1:], strict=True):
-            run()
-            mark.record()
-        torch.cuda.synchronize(device)
-        return {name: a.elapsed_time(b) for (name, _), a, b in zip(order, marks, marks[1:], strict=False)}
-    found = {}
-    for name, run in order:
-        start = time.perf_counter()
-        run()
-        found[name] = 1e3 * (time.perf_counter() - start)
-    return found
 
 
 def row(
