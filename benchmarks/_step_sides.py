@@ -36,6 +36,12 @@ class Side:
     way: Way
     """How its FLOPs are counted."""
 
+    def forget(self) -> None:
+        """Leave nothing of a step that did not fit: gradients, and the teacher's smaller chunks."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if isinstance(self.module, MaskEmbed):
+            self.module.teacher_pass.chunk = self.module.config.teacher_chunk
+
     def update(self) -> None:
         """Clip, step and zero, as this side does it."""
         parameters = [p for p in self.module.parameters() if p.requires_grad]

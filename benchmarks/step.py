@@ -125,7 +125,6 @@ def report(bench: Bench, name: str, side: Side, method: MaskEmbed, size: int, mo
     for part, taken in time_parts(side, method, size, args.repeats).items():
         counted = sum(flops[key] for key in COUNTED.get(part, ()))
         bench.add(row(bench, case, part, who, taken, counted, shape))
-
     if args.profile:
         print(kernels(side, method, size))
 
@@ -172,6 +171,7 @@ def best_batch(side: Side, method: MaskEmbed, case: Case, bench: Bench) -> int:
             if not best:
                 raise
             times = []
+            side.forget()
         clear(bench.device)
         gain = 1e3 * size / statistics.median(times) / speed if times and speed else float(bool(times)) * 2
         if gain > 1:

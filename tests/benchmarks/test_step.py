@@ -1,6 +1,7 @@
 import argparse
 import json
 import sys
+from unittest import mock
 from xml.etree import ElementTree
 
 import _step_report
@@ -82,7 +83,7 @@ def test_the_search_ends_where_memory_or_gain_does(monkeypatch, tmp_path):
     arguments = dict(device="cpu", out=tmp_path, smoke=False, budget=float("inf"))
     bench = Bench("step", [], argparse.Namespace(**arguments))
     bench.smoke = False
-    case = step.Case("", 4)
+    case, side = step.Case("", 4), mock.Mock()
 
     def times(rates):
         def measured(side, method, size, repeats):
@@ -98,10 +99,10 @@ def test_the_search_ends_where_memory_or_gain_does(monkeypatch, tmp_path):
         ({4: 10.0, 8: 9.0, 16: 99.0}, 4),
     ):
         monkeypatch.setattr(step, "time_steps", times(rates))
-        assert step.best_batch(None, None, case, bench) == best
+        assert step.best_batch(side, None, case, bench) == best
     monkeypatch.setattr(step, "time_steps", times({}))
     with pytest.raises(torch.OutOfMemoryError):
-        step.best_batch(None, None, case, bench)
+        step.best_batch(side, None, case, bench)
 
 
 def row(direction: str, ms: float | None, who: str = "locfast", case: str = "clip_b16, bf16, micro-batch 128") -> Row:
