@@ -102,9 +102,9 @@ class MaskEmbed(Method):
         if self.config.softcap is not None:
             plain_because = "it takes no bias" if self.encoder.has_position_bias else ""
             _backend.check("softcap_attention", device, dtype, plain_because)
-        _backend.check("select_views", device, dtype)
         if self.config.decoder == "transformer":
             _backend.check("mask_embeddings", device, dtype)
+        _backend.check("select_views", device, dtype)
         _backend.check("reconstruction_loss", device, dtype)
         if self.config.teacher_precision == "fp8":
             check_fp8(device, dtype)

@@ -45,20 +45,21 @@ class TeacherPass:
 
     def __call__(self, images: Tensor, visible: Tensor) -> Tensor:
         training = torch.is_grad_enabled()
-        watched = _get_current_dispatch_mode() is not None  # who counts operators sees none inside a graph
         with torch.no_grad():
-            if self.graph and self.captured is None and training and not watched:
-                self._capture(images, visible)
-            if self.captured is not None and not watched and self.captured.fits(images, visible):
-                return self.captured(images, visible)
-            return self._run_in_chunks(images, visible)
+            run = self._captured(images, visible, training) if self.graph else None
+            return self._run_in_chunks(images, visible) if run is None else run(images, visible)
 
-    def _capture(self, images: Tensor, visible: Tensor) -> None:
-        try:
-            self.captured = CapturedPass(self._run, images, visible)
-        except torch.OutOfMemoryError:
-            self.graph = False
-            log.warning("a CUDA graph of the teacher does not fit into memory: going on without")
+    def _captured(self, images: Tensor, visible: Tensor, training: bool) -> CapturedPass | None:
+        """The graph, where there is one for these inputs."""
+        if _get_current_dispatch_mode() is not None:  # who counts operators sees none inside a graph
+            return None
+        if self.captured is None and training:
+            try:
+                self.captured = CapturedPass(self._run, images, visible)
+            except torch.OutOfMemoryError:
+                self.graph = False
+                log.warning("a CUDA graph of the teacher does not fit into memory: going on without")
+        return self.captured if self.captured is not None and self.captured.fits(images, visible) else None
 
     def _run(self, images: Tensor, visible: Tensor) -> Tensor:
         return self.backbone.masked_features(images, visible, self.stop, uncapped=self.uncapped, chunk=self.chunk)

@@ -262,5 +262,5 @@ def _alive(backbone: Backbone) -> int:
     """Tensors [2, T, C] that Python holds, autograd's saved ones among them where a checkpoint holds them."""
     gc.collect()
     shape = (2, backbone.num_tokens, backbone.embed_dim)
-    found = [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and tuple(t.shape) == shape]
+    found = [t for t in gc.get_objects() if type(t) is torch.Tensor and tuple(t.shape) == shape]
     return len({t.data_ptr() for t in found})
