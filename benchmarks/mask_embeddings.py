@@ -25,40 +25,46 @@ TILES = {"triton": TRITON, "cuda": CUDA}
 
 
 def main() -> None:
-    options = parser(__doc__)
+    run("mask_embeddings", ["mask_embeddings"], __doc__, mask_embeddings, reference.mask_embeddings, torch.float32)
+
+
+def run(name: str, sources: list[str], description: str | None, op: Any, plain: Any, places: torch.dtype) -> None:
+    """A table of `op`, of (rows [B, N, C], visible [B, V, N], places [P + N, C] in that dtype), and of its reference."""
+    options = parser(description)
     options.add_argument("--cases", nargs="+", metavar="CASE", help="those whose name contains one of these")
     add_option(options, TILES)
     args = options.parse_args()
-    bench = Bench("mask_embeddings", ["mask_embeddings"], args)
+    bench = Bench(name, sources, args)
     cases = {"smoke": (8, 1, 64, 2)} if bench.smoke else CASES
-    for name, (patches, prefix, width, batch) in cases.items():
-        if args.cases is None or any(wanted in name for wanted in args.cases):
-            run_case(bench, args, f"{name}, B {batch}, V {VIEWS}, bf16", batch, patches, prefix, width)
+    for case, (patches, prefix, width, batch) in cases.items():
+        if args.cases is None or any(wanted in case for wanted in args.cases):
+            generator = torch.Generator(bench.device).manual_seed(0)
+            make = functools.partial(torch.randn, generator=generator, device=bench.device)
+            rows = make(batch, patches, width, dtype=torch.bfloat16).requires_grad_()
+            place = make(prefix + patches, width).to(places).requires_grad_()
+            visible = torch.rand(batch, VIEWS, patches, generator=generator, device=bench.device) < 0.5
+            grad = make(batch, VIEWS, prefix + patches, width, dtype=torch.bfloat16)
+            run_case(bench, args, f"{case}, B {batch}, V {VIEWS}, bf16", op, plain, (rows, visible, place), grad)
     bench.finish()
 
 
-def run_case(bench: Bench, args: Any, case: str, batch: int, patches: int, prefix: int, width: int) -> None:
-    generator = torch.Generator(bench.device).manual_seed(0)
-    make = functools.partial(torch.randn, generator=generator, device=bench.device)
-    x = make(batch, patches, width, dtype=torch.bfloat16).requires_grad_()
-    position = make(prefix + patches, width).requires_grad_()
-    visible = torch.rand(batch, VIEWS, patches, generator=generator, device=bench.device) < 0.5
-    grad = make(batch, VIEWS, prefix + patches, width, dtype=torch.bfloat16)
-    inputs = (x, visible, position)
-    rows: list[tuple[str, Any, tuple[str, ...], Any]] = [
-        (name, functools.partial(mask_embeddings, backend=backend), directions, setting)
+def run_case(
+    bench: Bench, args: Any, case: str, op: Any, plain: Any, inputs: tuple[Tensor, Tensor, Tensor], grad: Tensor
+) -> None:
+    forms: list[tuple[str, Any, tuple[str, ...], Any]] = [
+        (name, functools.partial(op, backend=backend), directions, setting)
         for name, backend, directions, setting in contenders(args.tiles, ["triton", "cuda"])
     ]
     both = ("forward", "backward")
-    rows.append(("eager", reference.mask_embeddings, both, contextlib.nullcontext))
+    forms.append(("eager", plain, both, contextlib.nullcontext))
     if not bench.smoke:
-        compiled = torch.compile(reference.mask_embeddings, dynamic=False)
-        rows.append(("torch.compile", compiled, both, contextlib.nullcontext))
-    wide = (x.detach().double().requires_grad_(), visible, position.detach().double().requires_grad_())
-    truth = with_gradients(reference.mask_embeddings, wide, grad.double())
-    same = with_gradients(reference.mask_embeddings, inputs, grad)
-    moved = num_bytes(x, visible, position, grad)  # x, masks and positions once; the output is as large as grad
-    for who, function, directions, setting in (row for row in rows if any(name in row[0] for name in args.who)):
+        forms.append(("torch.compile", torch.compile(plain, dynamic=False), both, contextlib.nullcontext))
+    rows, visible, place = inputs
+    wide = (rows.detach().double().requires_grad_(), visible, place.detach().double().requires_grad_())
+    truth = with_gradients(plain, wide, grad.double())
+    same = with_gradients(plain, inputs, grad)
+    moved = num_bytes(rows, visible, place, grad)  # inputs once; the output is as large as grad
+    for who, function, directions, setting in (form for form in forms if any(name in form[0] for name in args.who)):
         for direction in directions:
             with setting():
                 measure(bench, case, direction, who, function, inputs, grad, same, truth, moved)
@@ -77,9 +83,8 @@ def measure(
     moved: int,
 ) -> None:
     def check() -> None:
-        for name, found, near, exact in zip(
-            ("output", "x.grad", "position.grad"), with_gradients(function, inputs, grad), same, truth, strict=True
-        ):
+        names = ("output", "gradient of rows", "gradient of places")
+        for name, found, near, exact in zip(names, with_gradients(function, inputs, grad), same, truth, strict=True):
             assert_close_as_dtype_allows(found, near, exact, name)
 
     def forward() -> Tensor:

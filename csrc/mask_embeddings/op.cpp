@@ -1,23 +1,18 @@
 // mask_embeddings on stable tensors: checks, the CPU loops, and the way to the CUDA launchers.
 #include "op.h"
 
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <type_traits>
 #include <vector>
 
 #include "mask_embeddings.h"
-
-// It exists only where torch has CUDA; weak, so that the library loads in a CPU-only torch too.
-#pragma weak aoti_torch_get_current_cuda_stream
+#include "tensors.h"
 
 namespace locfast::mask_embeddings {
 namespace {
 
 using torch::headeronly::ScalarType;
+
+constexpr const char* kOp = "mask_embeddings";
 
 template <typename T>
 void forward_on_cpu(const T* x, const bool* visible, const float* position, T* out, const Shape& shape) {
@@ -66,29 +61,7 @@ void backward_on_cpu(
   });
 }
 
-void* current_stream(const Tensor& tensor) {
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "mask_embeddings: this torch has no CUDA");
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return stream;
-}
-
-// Calls `body` with a null pointer of the element type of `type`.
-template <typename Body>
-void dispatch(ScalarType type, Body&& body) {
-  switch (type) {
-    case ScalarType::Float:
-      return body(static_cast<float*>(nullptr));
-    case ScalarType::Half:
-      return body(static_cast<torch::headeronly::Half*>(nullptr));
-    case ScalarType::BFloat16:
-      return body(static_cast<torch::headeronly::BFloat16*>(nullptr));
-    default:
-      STD_TORCH_CHECK(false, "mask_embeddings: float32, float16 or bfloat16 expected");
-  }
-}
-
-void check(bool fits, const char* message) { STD_TORCH_CHECK(fits, "mask_embeddings: ", message); }
+void check(bool fits, const char* message) { STD_TORCH_CHECK(fits, kOp, ": ", message); }
 
 void check_images(int64_t images) {
   check(images == 1 || images == 2, "images in flight must be 1 or 2");
@@ -98,16 +71,6 @@ void check_placement(const Tensor& values, const Tensor& visible) {
   check(values.is_contiguous() && visible.is_contiguous(), "contiguous tensors expected");
   check(visible.scalar_type() == ScalarType::Bool, "visible must be bool");
   check(visible.device() == values.device(), "tensors must be on one device");
-}
-
-template <typename T>
-const T* read(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.data_ptr());
-}
-
-template <typename T>
-T* write(Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
 }
 
 }  // namespace
@@ -124,7 +87,7 @@ Tensor forward(const Tensor& x, const Tensor& visible, const Tensor& position, i
 
   Tensor out = torch::stable::new_empty(x, {shape.batch, shape.views, shape.tokens(), shape.width});
   if (out.numel() == 0) return out;
-  dispatch(x.scalar_type(), [&](auto* type) {
+  dispatch(x.scalar_type(), kOp, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     if (!x.is_cuda()) {
       return forward_on_cpu(read<T>(x), read<bool>(visible), read<float>(position), write<T>(out), shape);
@@ -132,8 +95,8 @@ Tensor forward(const Tensor& x, const Tensor& visible, const Tensor& position, i
     const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
     const char* error = launch_forward(
         read<T>(x), read<bool>(visible), read<float>(position), write<T>(out), shape, static_cast<int>(images),
-        current_stream(x));
-    STD_TORCH_CHECK(error == nullptr, "mask_embeddings: ", error);
+        current_stream(x, kOp));
+    STD_TORCH_CHECK(error == nullptr, kOp, ": ", error);
   });
   return out;
 }
@@ -156,7 +119,7 @@ std::tuple<Tensor, Tensor> backward(
     return {x_grad, position_grad};
   }
   rows = rows == 0 ? batch_rows(shape) : rows;
-  dispatch(grad.scalar_type(), [&](auto* type) {
+  dispatch(grad.scalar_type(), kOp, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     if (!grad.is_cuda()) {
       return backward_on_cpu(
@@ -165,8 +128,8 @@ std::tuple<Tensor, Tensor> backward(
     const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
     const char* error = launch_backward(
         read<T>(grad), read<bool>(visible), write<T>(x_grad), write<float>(position_grad), shape,
-        static_cast<int>(rows), static_cast<int>(images), current_stream(grad));
-    STD_TORCH_CHECK(error == nullptr, "mask_embeddings: ", error);
+        static_cast<int>(rows), static_cast<int>(images), current_stream(grad, kOp));
+    STD_TORCH_CHECK(error == nullptr, kOp, ": ", error);
   });
   return {x_grad, position_grad};
 }

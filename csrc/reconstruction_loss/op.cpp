@@ -1,22 +1,17 @@
 // reconstruction_loss on stable tensors: checks, the CPU loops, and the way to the CUDA launchers.
 #include "op.h"
 
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <type_traits>
 
 #include "reconstruction_loss.h"
-
-// It exists only where torch has CUDA; weak, so that the library loads in a CPU-only torch too.
-#pragma weak aoti_torch_get_current_cuda_stream
+#include "tensors.h"
 
 namespace locfast::reconstruction_loss {
 namespace {
 
 using torch::headeronly::ScalarType;
+
+constexpr const char* kOp = "reconstruction_loss";
 
 template <Loss loss, typename P, typename Y>
 void forward_on_cpu(
@@ -72,39 +67,17 @@ void backward_on_cpu(
   });
 }
 
-void check(bool fits, const char* message) { STD_TORCH_CHECK(fits, "reconstruction_loss: ", message); }
+void check(bool fits, const char* message) { STD_TORCH_CHECK(fits, kOp, ": ", message); }
 
 Loss loss_named(const std::string& name) {
   check(name == "mse" || name == "l1" || name == "cosine", "loss must be mse, l1 or cosine");
   return name == "mse" ? Loss::mse : name == "l1" ? Loss::l1 : Loss::cosine;
 }
 
-void* current_stream(const Tensor& tensor) {
-  check(aoti_torch_get_current_cuda_stream != nullptr, "this torch has no CUDA");
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return stream;
-}
-
-// Calls `body` with a null pointer of the element type of `type`.
-template <typename Body>
-void dispatch(ScalarType type, Body&& body) {
-  switch (type) {
-    case ScalarType::Float:
-      return body(static_cast<float*>(nullptr));
-    case ScalarType::Half:
-      return body(static_cast<torch::headeronly::Half*>(nullptr));
-    case ScalarType::BFloat16:
-      return body(static_cast<torch::headeronly::BFloat16*>(nullptr));
-    default:
-      check(false, "float32, float16 or bfloat16 expected");
-  }
-}
-
 template <typename Body>
 void dispatch(const Tensor& prediction, const Tensor& target, Body&& body) {
-  dispatch(prediction.scalar_type(), [&](auto* first) {
-    dispatch(target.scalar_type(), [&](auto* second) { body(first, second); });
+  locfast::dispatch(prediction.scalar_type(), kOp, [&](auto* first) {
+    locfast::dispatch(target.scalar_type(), kOp, [&](auto* second) { body(first, second); });
   });
 }
 
@@ -120,16 +93,6 @@ Walk check_inputs(const Tensor& prediction, const Tensor& target, const Tensor& 
 }
 
 Strides strides(const Tensor& tensor) { return {tensor.stride(0), tensor.stride(1), tensor.stride(2)}; }
-
-template <typename T>
-const T* read(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.data_ptr());
-}
-
-template <typename T>
-T* write(Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
 
 }  // namespace
 
@@ -156,8 +119,8 @@ std::tuple<Tensor, Tensor> forward(
     const torch::stable::accelerator::DeviceGuard guard(prediction.get_device_index());
     const char* error = launch_forward(
         kind, read<P>(prediction), strides(prediction), read<Y>(target), strides(target), read<float>(scale),
-        write<float>(distance), write<float>(slopes), walk, current_stream(prediction));
-    STD_TORCH_CHECK(error == nullptr, "reconstruction_loss: ", error);
+        write<float>(distance), write<float>(slopes), walk, current_stream(prediction, kOp));
+    STD_TORCH_CHECK(error == nullptr, kOp, ": ", error);
   });
   return {distance, slopes};
 }
@@ -190,8 +153,8 @@ Tensor backward(
     const char* error = launch_backward(
         kind, read<float>(grad), strides(grad), read<P>(prediction), strides(prediction), read<Y>(target),
         strides(target), read<float>(scale), read<float>(slopes), write<P>(prediction_grad), walk,
-        current_stream(prediction));
-    STD_TORCH_CHECK(error == nullptr, "reconstruction_loss: ", error);
+        current_stream(prediction, kOp));
+    STD_TORCH_CHECK(error == nullptr, kOp, ": ", error);
   });
   return prediction_grad;
 }

@@ -1,13 +1,8 @@
 // softcap_attention on stable tensors: checks, the plan, and the way to the two executors.
 #include "op.h"
 
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/ops.h>
-
 #include "launch.h"
-
-// It exists only where torch has CUDA; weak, so that the library loads in a CPU-only torch too.
-#pragma weak aoti_torch_get_current_cuda_stream
+#include "tensors.h"
 
 namespace locfast::softcap_attention {
 namespace {
@@ -93,13 +88,6 @@ void check_plan(const Walk& walk, const Limits& limits) {
   check(walk.blocks >= 0, "a block has ", limits.block_bytes, " bytes of shared memory, which is too little");
 }
 
-void* current_stream(const Tensor& tensor) {
-  check(aoti_torch_get_current_cuda_stream != nullptr, "this torch has no CUDA");
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return stream;
-}
-
 // On the device of `tensor`, body(element type as a null pointer, run); run(arguments, options...) runs one kernel.
 template <class Body>
 void execute(const Tensor& tensor, Body body) {
@@ -110,7 +98,7 @@ void execute(const Tensor& tensor, Body body) {
   };
   if (tensor.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(tensor.get_device_index());
-    void* stream = current_stream(tensor);
+    void* stream = current_stream(tensor, "softcap_attention");
     with_type([&](const auto& arguments, auto... options) {
       if (arguments.walk.blocks > 0) check_error(cuda::run(arguments, options..., stream));
     });

@@ -144,8 +144,8 @@ class Backbone(nn.Module):
         (rows, columns), (height, width) = self.grid, self.patch_size
         pixels = images[..., : rows * height, : columns * width].unflatten(3, (columns, width))
         pixels = pixels.unflatten(2, (rows, height)).permute(0, 2, 4, 1, 3, 5)  # [B, rows, columns, 3, h, w]
-        # A convolution whose kernel is its stride is a product of patches and weights; cuDNN takes several times as
-        # long for it (an H200, ViT-B/16 at 128 images), for it turns the images' layout around before.
+        # A convolution whose kernel is its stride is a product of patches and weights. cuDNN also turns the images'
+        # layout around: with that it took 2.4 of the 81 ms of a compiled ViT-B/16 step (an H200, 128 images).
         pixels = for_product(pixels).contiguous().flatten(3).flatten(1, 2)
         return embed.norm(F.linear(pixels, embed.proj.weight.flatten(1), embed.proj.bias))
 

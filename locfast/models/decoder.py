@@ -53,9 +53,8 @@ class TransformerDecoder(nn.Module):
         """
         tokens = mask_embeddings(embeddings, visible, self.position).flatten(0, 1)
         shown = (embeddings + self.position[-embeddings.shape[1] :]).to(embeddings.dtype)  # as mask_embeddings rounds
-        hidden = self.position[:].to(
-            embeddings.dtype
-        )  # a view: torch's counter of FLOPs takes no leaf for a module's input
+        # A view of the parameter: torch's counter of FLOPs takes no leaf for a module's input.
+        hidden = self.position[:].to(embeddings.dtype)
         views = Views(shown, hidden, visible)
         placed = [Placed(block) for block in self.blocks]
         tokens = run_blocks(placed, tokens, None, self.attention, views, checkpointing)

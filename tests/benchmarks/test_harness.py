@@ -165,7 +165,7 @@ def test_measurement_names_what_it_was_made_on(bench):
     assert len(result["sources"]["mask_embeddings"]) == 16
 
 
-@pytest.mark.parametrize("name", ["mask_embeddings", "reconstruction_loss"])
+@pytest.mark.parametrize("name", ["mask_embeddings", "select_views", "reconstruction_loss"])
 def test_benchmarks_of_small_ops_run_as_smoke_tests_on_the_cpu(name, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--device", "cpu", "--out", str(tmp_path)])
     importlib.import_module(name).main()
