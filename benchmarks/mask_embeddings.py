@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def run(name: str, sources: list[str], description: str | None, op: Any, plain: Any, places: torch.dtype) -> None:
-    """A table of `op`, of (rows [B, N, C], visible [B, V, N], places [P + N, C] in that dtype), and of its reference."""
+    """A table of `op`, of (rows [B, N, C], visible [B, V, N], places [P + N, C] in that dtype), and its reference."""
     options = parser(description)
     options.add_argument("--cases", nargs="+", metavar="CASE", help="those whose name contains one of these")
     add_option(options, TILES)
