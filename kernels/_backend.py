@@ -22,7 +22,14 @@ import torch
 PLAIN = ("tiled", "reference")
 """Backends of plain PyTorch, which run on every device."""
 BACKENDS = ("auto", *PLAIN, "triton", "cuda")
-OPS = ("mask_embeddings", "quantize_rows", "reconstruction_loss", "select_views", "softcap_attention")
+OPS = (
+    "mask_embeddings",
+    "quantize_rows",
+    "reconstruction_loss",
+    "region_contrastive_loss",
+    "select_views",
+    "softcap_attention",
+)
 """Every op that has more than its reference: one folder each beside this file."""
 
 FP8_SINCE = (8, 9)

@@ -1,0 +1,194 @@
+"""Contrastive losses of regions and their captions in which near-duplicate captions are no negatives: CLOC's loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .. import _backend
+from . import ops, reference
+
+OP = "region_contrastive_loss"
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+EXCHANGES = ("auto", "ring", "gather")
+MAX_REGIONS = 2**20
+"""Of one rank, which fp32 sums of their exponentials allow for (docs/kernels/region_contrastive_loss.md)."""
+
+
+def region_contrastive_loss(
+    regions: Tensor,
+    texts: Tensor,
+    *,
+    logit_scale: Tensor | float,
+    filter_threshold: float | None = 0.9,
+    valid: Tensor | None = None,
+    group: dist.ProcessGroup | None = None,
+    exchange: str = "auto",
+    keep_filter: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """The symmetric InfoNCE between region and caption embeddings, without pairs whose captions are nearly the same.
+
+    regions and texts [R, E], of one floating dtype, row i of either belongs together; both are normalised here.
+    logit_scale: what cosines are multiplied with, one positive number (CLIP's after `exp`), a tensor where it is trained.
+    filter_threshold: the pair (i, j), i != j, is in no denominator where the cosine of texts i and j is strictly above
+    it; None keeps all, which is CLIP's loss. Texts are normalised in fp32 and rounded to the dtype of the products
+    before they are compared, and no gradient goes through the comparison.
+    valid [R] bool: a row that is not valid is neither row nor column, whatever it holds, and its gradient is zero.
+    group: ranks whose rows make up the whole batch, each with as many rows and with its own ones; None: this process.
+      ->  a scalar, fp32 (fp64 for fp64 inputs): the mean over the valid rows of all ranks of both directions' losses,
+    the same on every rank; 0 where no row is valid. CLOC, equation 2 and section 3.4.
+
+    Differentiable in regions, texts and logit_scale; on the reference backend twice. A rank's gradients are the whole
+    loss's: exact for its rows, and for logit_scale the share of its rows, as for any weight in front of them, so that
+    the sum over ranks is the whole. DistributedDataParallel averages instead: under it, multiply the loss by the
+    number of ranks. Under autocast inputs are rounded to its dtype once they are normalised.
+
+    exchange: how texts reach other ranks: `ring`, `gather` (memory for the texts of all ranks), or `auto` by size.
+    keep_filter: keep one bit for every pair of a rank's texts with all texts, or decide anew in the backward.
+    Nothing of size R x R is stored but these bits, except by `reference`. Deterministic.
+    Raises ValueError for shapes, dtypes and names that do not fit, BackendError for a named backend that cannot run.
+    """
+    _check(regions, texts, logit_scale, filter_threshold, valid, exchange, keep_filter)
+    arguments = (regions, texts, logit_scale, None, filter_threshold, valid, group, exchange, keep_filter)
+    return _loss(*arguments, backend)
+
+
+def region_sigmoid_loss(
+    regions: Tensor,
+    texts: Tensor,
+    *,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float,
+    filter_threshold: float | None = 0.9,
+    valid: Tensor | None = None,
+    group: dist.ProcessGroup | None = None,
+    exchange: str = "auto",
+    keep_filter: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """SigLIP's loss in place of the softmax: every pair that counts is one or none, on its own.
+
+    -log sigmoid(z (logit_scale cos + logit_bias)), z = 1 for a region and its own text, -1 for others, summed over texts
+    and averaged over valid regions. logit_bias: one number (SigLIP starts at -10), a tensor where it is trained: its
+    gradient is the share of this rank's rows, as that of logit_scale. All else as in `region_contrastive_loss`.
+    The alternative that CLOC names where memory is short (section 3.4's loss, sharded).
+    """
+    _check(regions, texts, logit_scale, filter_threshold, valid, exchange, keep_filter)
+    _one_number("logit_bias", logit_bias, regions.device)
+    arguments = (regions, texts, logit_scale, logit_bias, filter_threshold, valid, group, exchange, keep_filter)
+    return _loss(*arguments, backend)
+
+
+def _loss(
+    regions: Tensor,
+    texts: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float | None,
+    threshold: float | None,
+    valid: Tensor | None,
+    group: dist.ProcessGroup | None,
+    exchange: str,
+    keep_filter: bool,
+    backend: str,
+) -> Tensor:
+    device, dtype = regions.device, regions.dtype
+    if device.type != "meta" and torch.is_autocast_enabled(device.type) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device.type)
+    if valid is None:
+        valid = torch.ones(len(regions), dtype=torch.bool, device=device)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    scale, bias = (
+        x if x is None or isinstance(x, Tensor) else torch.tensor(x, dtype=wide, device=device)
+        for x in (logit_scale, logit_bias)
+    )
+    chosen = _backend.choose(OP, device, dtype, backend)
+    if chosen == "reference":
+        return _reference(regions, texts, scale, bias, threshold, valid, group, dtype)
+    name = "" if group is None else group.group_name
+    return ops.forward_op(regions, texts, scale, bias, valid, threshold, dtype, name, exchange, keep_filter, chosen)[0]
+
+
+def _reference(
+    regions: Tensor,
+    texts: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    threshold: float | None,
+    valid: Tensor,
+    group: dist.ProcessGroup | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Every rank computes the whole, and differentiates what is its own."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    scales = [None if x is None else x.to(wide).reshape(1).expand(len(regions)) for x in (scale, bias)]
+    rows = [regions, texts, *(x for x in scales if x is not None)]
+    if group is not None and group.size() > 1:
+        rows, valid = [_all_but_own_detached(x, group) for x in rows], _all_but_own_detached(valid, group)
+    with torch.autocast(regions.device.type, enabled=False):
+        if bias is None:
+            return reference.region_contrastive_loss(*rows, threshold, valid, dtype)
+        return reference.region_sigmoid_loss(*rows, threshold, valid, dtype)
+
+
+def _all_but_own_detached(own: Tensor, group: dist.ProcessGroup) -> Tensor:
+    parts: list[Any] = list(ops.all_ranks(own.detach(), group).unbind(0))
+    parts[group.rank()] = own
+    return torch.cat(parts)
+
+
+def _check(
+    regions: Tensor,
+    texts: Tensor,
+    logit_scale: Tensor | float,
+    threshold: float | None,
+    valid: Tensor | None,
+    exchange: str,
+    keep_filter: bool,
+) -> None:
+    if regions.ndim != 2 or regions.shape != texts.shape or 0 in regions.shape:
+        raise ValueError(
+            f"region losses: regions and texts must be [R, E] both, and not empty, got {list(regions.shape)} "
+            f"and {list(texts.shape)}"
+        )
+    if len(regions) > MAX_REGIONS:
+        raise ValueError(f"region losses: at most 2^20 regions on a rank, got {len(regions)}")
+    if regions.dtype not in DTYPES or regions.dtype != texts.dtype:
+        raise ValueError(
+            f"region losses: regions and texts must share one of fp64, fp32, fp16 and bf16, got {regions.dtype} "
+            f"and {texts.dtype}"
+        )
+    _one_number("logit_scale", logit_scale, regions.device)
+    if texts.device != regions.device:
+        raise ValueError(
+            f"region losses: regions and texts must be on one device, got {regions.device} and {texts.device}"
+        )
+    if threshold is not None and not -1 <= threshold <= 1:
+        raise ValueError(
+            f"region losses: filter_threshold is a cosine, -1 to 1, or None for no filter, got {threshold}"
+        )
+    if valid is not None and (
+        valid.dtype != torch.bool or valid.shape != regions.shape[:1] or valid.device != regions.device
+    ):
+        raise ValueError(
+            f"region losses: valid must be bool [R] = [{len(regions)}] on {regions.device}, got {valid.dtype} "
+            f"{list(valid.shape)} on {valid.device}"
+        )
+    if exchange not in EXCHANGES:
+        raise ValueError(f"region losses: exchange must be one of {', '.join(EXCHANGES)}, got {exchange!r}")
+
+
+def _one_number(name: str, value: Tensor | float, device: torch.device) -> None:
+    if isinstance(value, Tensor) and (value.numel() != 1 or not value.is_floating_point() or value.device != device):
+        raise ValueError(
+            f"region losses: {name} must be one floating number on {device}, got {value.dtype} {list(value.shape)} "
+            f"on {value.device}"
+        )
+
+
+_backend.register(OP, {"triton": _backend.triton_probe, "tiled": _backend.anywhere, "reference": _backend.anywhere})
+
+__all__ = ["region_contrastive_loss", "region_sigmoid_loss"]

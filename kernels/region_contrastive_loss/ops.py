@@ -1,0 +1,312 @@
+"""The registered operators: both losses over the pairs of all ranks, whatever backend works on a block of them."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from .block import LOG2E, Block, add, padded, weight_unit
+from .exchange import Alone, Gather, Ring
+from .filter import WORD
+
+MAX_GATHERED = 256 * 2**20
+"""Bytes of all ranks' texts up to which `auto` gathers them: see docs/kernels/region_contrastive_loss.md."""
+
+
+def _kernels(backend: str) -> ModuleType:
+    """The module of a backend; Triton is imported only when it is wanted."""
+    return importlib.import_module(f".{backend}", __package__)
+
+
+def _ranks(group: str, exchange: str, texts: Tensor) -> Alone:
+    if not group:
+        return Alone()
+    found = dist.distributed_c10d._resolve_process_group(group)
+    if found.size() == 1:
+        return Alone()
+    if exchange == "auto":
+        exchange = "gather" if texts.nbytes * found.size() <= MAX_GATHERED else "ring"
+    return {"ring": Ring, "gather": Gather}[exchange](found)
+
+
+def all_ranks(own: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """own [...] of every rank: [size, ...]."""
+    return Ring(group).all(own)
+
+
+def _forward(
+    regions: Tensor,
+    texts: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor | None,
+    valid: Tensor,
+    threshold: float | None,
+    dtype: torch.dtype,
+    group: str,
+    exchange: str,
+    keeps_filter: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The loss, and for the backward: unit rows, inverse norms, facts of rows and of columns, their number, bits."""
+    kernels = _kernels(backend)
+    with torch.autocast(regions.device.type, enabled=False), torch.cuda.device_of(regions):
+        region_units, text_units, inverse, cosines, row_valid = kernels.prepare(regions, texts, valid, dtype)
+        ranks = _ranks(group, exchange, text_units)
+        rate, bias = _in_powers_of_two(logit_scale, logit_bias, cosines.dtype)
+        positives = cosines.double() * rate + (0 if bias is None else bias)
+        # Ranks tell each other what is small at once: which rows are valid, and the logits of the positives.
+        every_positive, every_valid = ranks.all(torch.stack([positives, row_valid.double()])).unbind(1)
+        count = every_valid.sum().clamp(min=1)
+
+        kept, row_log2, column_log2, loss = [], None, torch.zeros_like(every_positive), positives.new_zeros(())
+        for owner, theirs in ranks.forward(text_units):
+            block = Block(
+                region_units,
+                theirs,
+                text_units,
+                row_valid,
+                every_valid[owner].bool(),
+                owner == ranks.rank,
+                rate,
+                bias,
+                threshold,
+            )
+            if threshold is not None and keeps_filter:
+                block = block.keeping(kernels.dropped_pairs(block))
+                kept.append((owner, block.dropped))
+            if bias is None:
+                rows, columns = kernels.negatives(block)
+                column_log2[owner] = columns.log2()
+                row_log2 = rows.log2() if row_log2 is None else add(row_log2, rows.log2())
+            else:
+                losses, slopes = kernels.negatives_sigmoid(block)
+                loss += losses.sum(dtype=torch.float64)
+                row_log2 = slopes.double() if row_log2 is None else row_log2 + slopes
+        assert row_log2 is not None
+
+        if bias is None:
+            row_log2 = add(row_log2, positives)
+            column_log2 = add(_log2_of_sum(column_log2, ranks), every_positive)
+            own_log2 = column_log2[ranks.rank]
+            losses = math.log(2) / 2 * (row_log2 + own_log2 - 2 * positives)
+            slope = (positives - row_log2).exp2() + (positives - own_log2).exp2() - 2
+        else:  # what row_log2 holds is the sum of a row's slopes, which the bias wants
+            natural = positives / LOG2E
+            losses, slope = torch.nn.functional.softplus(-natural, threshold=90), -torch.sigmoid(-natural)
+        loss = loss + torch.where(row_valid, losses, 0).sum()
+        slope = torch.where(row_valid, slope, 0)
+        loss = ranks.sum(loss) / count
+        bits = regions.new_empty(0, dtype=torch.int32)
+        if kept:
+            bits = torch.stack([words for _, words in sorted(kept, key=lambda pair: pair[0])])
+    facts = torch.stack([row_log2, slope, row_valid.double()])
+    columns = torch.stack([column_log2, every_valid])
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return loss.to(wide), region_units, text_units, inverse, facts, columns, count, bits
+
+
+def _log2_of_sum(own: Tensor, ranks: Alone) -> Tensor:
+    """log2 of the sum over ranks of 2^own."""
+    highest = ranks.max(own.clone()).clamp(min=-1e300)
+    return ranks.sum((own - highest).exp2_()).log2_().add_(highest)
+
+
+def _in_powers_of_two(scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    rate = (scale.double() * LOG2E).to(dtype).reshape(())
+    return rate, None if bias is None else (bias.double() * LOG2E).to(dtype).reshape(())
+
+
+def _backward(
+    grad: Tensor,
+    regions: Tensor,
+    texts: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor | None,
+    region_units: Tensor,
+    text_units: Tensor,
+    inverse: Tensor,
+    facts: Tensor,
+    columns: Tensor,
+    count: Tensor,
+    bits: Tensor,
+    threshold: float | None,
+    needs: list[bool],
+    group: str,
+    exchange: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of regions, texts, scale and bias; an empty tensor for one that nobody `needs`."""
+    kernels = _kernels(backend)
+    needs_regions, needs_texts, needs_scale, needs_bias = needs
+    row_log2, slope, row_valid = facts.unbind(0)
+    unit = weight_unit(region_units.dtype)
+    valid = row_valid.bool()
+    with torch.autocast(regions.device.type, enabled=False), torch.cuda.device_of(regions):
+        ranks = _ranks(group, exchange, text_units)
+        rate, bias = _in_powers_of_two(logit_scale, logit_bias, inverse.dtype)
+        along_regions = needs_regions or needs_scale
+        regions_grad = torch.zeros(region_units.shape, dtype=inverse.dtype, device=regions.device)
+        for owner, theirs in ranks.backward(text_units):
+            block = Block(
+                region_units,
+                theirs,
+                text_units,
+                valid,
+                columns[1, owner].bool(),
+                owner == ranks.rank,
+                rate,
+                bias,
+                threshold,
+            )
+            if bits.numel():
+                block = block.keeping(bits[owner])
+            part = kernels.gradients(
+                block, row_log2, columns[0, owner], regions_grad if along_regions else None, needs_texts
+            )
+            if needs_texts:
+                ranks.give(owner, part)
+        texts_grad = ranks.total() if needs_texts else regions_grad
+
+        # Two directions, each the mean over all valid rows; the sigmoid loss has one.
+        share = grad.double() / (count if bias is not None else 2 * count)
+        empty = regions.new_empty(0)
+        results = [empty, empty, empty, empty]
+        if needs_bias and logit_bias is not None:
+            results[3] = _like(logit_bias, (torch.where(valid, row_log2, 0).sum() + slope.sum()) * share)
+        share, slope = (share / unit).to(inverse.dtype), slope * unit
+        factor = share * logit_scale.to(inverse.dtype).reshape(())
+        if along_regions:
+            results[0], along = kernels.finish(regions, valid, regions_grad, inverse[0], slope, text_units, factor)
+            results[2] = _like(logit_scale, along.sum(dtype=torch.float64) * share)
+        if needs_texts:
+            results[1], _ = kernels.finish(texts, valid, texts_grad, inverse[1], slope, region_units, factor)
+    return results[0], results[1], results[2], results[3]
+
+
+def _like(scalar: Tensor, value: Tensor) -> Tensor:
+    return value.to(scalar.dtype).reshape(scalar.shape)
+
+
+forward_op = torch.library.custom_op("locfast::region_contrastive_loss", _forward, mutates_args=())
+backward_op = torch.library.custom_op("locfast::region_contrastive_loss_backward", _backward, mutates_args=())
+
+
+@forward_op.register_fake
+def _(
+    regions: Tensor,
+    texts: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor | None,
+    valid: Tensor,
+    threshold: float | None,
+    dtype: torch.dtype,
+    group: str,
+    exchange: str,
+    keeps_filter: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rows, width = padded(*regions.shape, backend)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    size = _size(group)
+    words = (size, rows, -(-rows // WORD)) if threshold is not None and keeps_filter else (0,)
+    return (
+        regions.new_empty((), dtype=wide),
+        regions.new_empty((rows, width), dtype=dtype),
+        regions.new_empty((rows, width), dtype=dtype),
+        regions.new_empty((2, rows), dtype=wide),
+        regions.new_empty((3, rows), dtype=torch.float64),
+        regions.new_empty((2, size, rows), dtype=torch.float64),
+        regions.new_empty((), dtype=torch.float64),
+        regions.new_empty(words, dtype=torch.int32),
+    )
+
+
+@backward_op.register_fake
+def _(
+    grad: Tensor,
+    regions: Tensor,
+    texts: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor | None,
+    region_units: Tensor,
+    text_units: Tensor,
+    inverse: Tensor,
+    facts: Tensor,
+    columns: Tensor,
+    count: Tensor,
+    bits: Tensor,
+    threshold: float | None,
+    needs: list[bool],
+    group: str,
+    exchange: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    along_regions = needs[0] or needs[2]
+    return (
+        torch.empty_like(regions) if along_regions else regions.new_empty(0),
+        torch.empty_like(texts) if needs[1] else regions.new_empty(0),
+        torch.empty_like(logit_scale) if along_regions else regions.new_empty(0),
+        torch.empty_like(logit_bias) if needs[3] and logit_bias is not None else regions.new_empty(0),
+    )
+
+
+def _size(group: str) -> int:
+    return dist.distributed_c10d._resolve_process_group(group).size() if group else 1
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    regions, texts, scale, bias, _, ctx.threshold, _, ctx.group, ctx.exchange, _, ctx.backend = inputs
+    ctx.save_for_backward(regions, texts, scale, bias, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * len(ctx.needs_input_grad)
+    needs = list(ctx.needs_input_grad[:4])
+    grads = torch.ops.locfast.region_contrastive_loss_backward(
+        grad, *ctx.saved_tensors, ctx.threshold, needs, ctx.group, ctx.exchange, ctx.backend
+    )
+    return *(found if needed else None for found, needed in zip(grads, needs, strict=True)), *(None,) * 7
+
+
+def _refuse(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError(
+        "region_contrastive_loss: for a gradient of a gradient use backend='reference'; the others have none"
+    )
+
+
+forward_op.register_autograd(_differentiate, setup_context=_setup_context)
+backward_op.register_autograd(_refuse)
+
+
+@register_flop_formula(torch.ops.locfast.region_contrastive_loss)
+def _forward_flops(
+    regions: torch.Size,
+    texts: torch.Size,
+    scale: torch.Size,
+    bias: torch.Size | None,
+    valid: torch.Size,
+    threshold: float | None,
+    dtype: torch.dtype,
+    group: str,
+    *args: Any,
+    **kwargs: Any,
+) -> int:
+    """A product of R x R x E for the logits and one for the filter, two FLOPs a multiply-add."""
+    return (2 if threshold is None else 4) * regions[0] ** 2 * _size(group) * regions[1]
+
+
+@register_flop_formula(torch.ops.locfast.region_contrastive_loss_backward)
+def _backward_flops(grad: torch.Size, regions: torch.Size, texts: torch.Size, *args: Any, **kwargs: Any) -> int:
+    """The logits once more, and a product for either gradient that is needed."""
+    threshold, needs, group = args[9:12]
+    return (2 + 2 * (needs[0] or needs[2]) + 2 * needs[1]) * regions[0] ** 2 * _size(group) * regions[1]

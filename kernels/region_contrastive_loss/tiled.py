@@ -1,0 +1,137 @@
+"""The losses in panels of rows: plain PyTorch, a panel of logits in memory at a time, computed anew in the backward.
+
+Every sum has one order: deterministic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .block import LOG2E, Block, Sums, weight_unit
+from .filter import exceeds, pack, unpack
+from .products import product
+
+MAX_PANEL = {"cpu": 1 << 22, "cuda": 1 << 26}
+"""Pairs in memory at a time: within a processor's last cache, and enough to fill a GPU."""
+
+
+def prepare(
+    regions: Tensor, texts: Tensor, valid: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """regions, texts [R, E], valid [R]  ->  unit rows of both in `dtype`, inverse norms [2, R], cosines [R], valid.
+
+    Rows that are not valid become zeros by selection: what they hold reaches nothing.
+    """
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    units, inverse = [], []
+    for x in (regions, texts):
+        x = x.to(wide).masked_fill(~valid[:, None], 0)
+        inverse.append(x.norm(dim=-1).clamp(min=1e-12).reciprocal())
+        units.append((x * inverse[-1][:, None]).to(dtype))
+    return units[0], units[1], torch.stack(inverse), (units[0].to(wide) * units[1].to(wide)).sum(-1), valid
+
+
+def dropped_pairs(block: Block) -> Tensor:
+    """Words [M, ceil(N / 32)]: the pairs that count nowhere."""
+    return torch.cat([pack(_dropped(block, rows)) for rows in _panels(block)])
+
+
+def negatives(block: Block) -> tuple[Sums, Sums]:
+    """Sums of 2^logit over the pairs that count, by row and by column."""
+    row_peaks, row_totals = [], []
+    column_peak = column_total = None
+    for rows in _panels(block):
+        logits = _logits(block, rows).masked_fill_(_dropped(block, rows), -torch.inf)
+        peak = _finite(logits.amax(1))
+        row_peaks.append(peak)
+        row_totals.append(torch.exp2(logits - peak[:, None]).sum(1))
+        peak = _finite(logits.amax(0))
+        total = torch.exp2(logits.sub_(peak)).sum(0)
+        if column_peak is not None:
+            higher = torch.maximum(peak, column_peak)
+            total = total * torch.exp2(peak - higher) + column_total * torch.exp2(column_peak - higher)
+            peak = higher
+        column_peak, column_total = peak, total
+    return Sums(torch.cat(row_peaks), torch.cat(row_totals)), Sums(column_peak, column_total)
+
+
+def negatives_sigmoid(block: Block) -> tuple[Tensor, Tensor]:
+    """Sums over every row's pairs that count of log(1 + e^logit) and of its derivative: [M] each."""
+    losses, slopes = [], []
+    for rows in _panels(block):
+        dropped = _dropped(block, rows)
+        logits = _logits(block, rows).div_(LOG2E)
+        losses.append(F.softplus(logits, threshold=90).masked_fill_(dropped, 0).sum(1))
+        slopes.append(logits.sigmoid_().masked_fill_(dropped, 0).sum(1))
+    return torch.cat(losses), torch.cat(slopes)
+
+
+def gradients(
+    block: Block, row_log2: Tensor, column_log2: Tensor, regions_grad: Tensor | None, needs_texts: bool
+) -> Tensor | None:
+    """Add to regions_grad [M, E], and return for the texts [N, E], the sums of weight times the other's unit row.
+
+    A weight is the derivative of the sum of both directions' losses, or of the sigmoid loss, with respect to a logit.
+    row_log2 [M], column_log2 [N]: fp64, of the sums over a whole row and column. Weights count `weight_unit` each.
+    """
+    dtype, texts_grad = block.regions.dtype, None
+    for rows in _panels(block):
+        logits = _logits(block, rows)
+        if block.bias is None:
+            weights = torch.exp2(logits - row_log2[rows, None].to(logits.dtype))
+            weights += logits.sub_(column_log2.to(logits.dtype)).exp2_()
+        else:
+            weights = logits.div_(LOG2E).sigmoid_()
+        weights = weights.masked_fill_(_dropped(block, rows), 0).mul_(weight_unit(dtype)).to(dtype)
+        if regions_grad is not None:
+            product(weights, block.texts, regions_grad[rows])
+        if needs_texts:
+            texts_grad = product(weights.T, block.regions[rows], texts_grad)
+    return texts_grad
+
+
+def finish(
+    x: Tensor, valid: Tensor, grad: Tensor, inverse: Tensor, slope: Tensor, partner: Tensor, factor: Tensor
+) -> tuple[Tensor, Tensor]:
+    """From the gradient of unit rows to that of x [R, E], in x's dtype; and its part along the rows, [R].
+
+    grad [R, E] lacks the positives: slope [R] times partner [R, E]. inverse [R]: of x's norms. factor []: of all.
+    """
+    grad = torch.addcmul(grad, slope.to(grad.dtype)[:, None], partner.to(grad.dtype))
+    unit = x.to(grad.dtype).masked_fill(~valid[:, None], 0) * inverse[:, None]
+    along = (unit * grad).sum(-1)
+    short = inverse >= 1e12  # a norm that is clamped does not change with x
+    result = (grad - unit * along.masked_fill(short, 0)[:, None]) * (factor * inverse)[:, None]
+    return result.to(x.dtype), along
+
+
+def _logits(block: Block, rows: slice) -> Tensor:
+    logits = product(block.regions[rows], block.texts.T).mul_(block.rate)
+    return logits if block.bias is None else logits.add_(block.bias)
+
+
+def _dropped(block: Block, rows: slice) -> Tensor:
+    columns = len(block.texts)
+    if block.dropped is not None:
+        return unpack(block.dropped[rows], columns)
+    dropped = ~(block.row_valid[rows, None] & block.column_valid)
+    if block.threshold is not None:
+        dropped |= exceeds(block.captions[rows], block.texts, block.threshold)
+    if block.own:
+        dropped.diagonal(rows.start).fill_(True)
+    return dropped
+
+
+def _finite(peak: Tensor) -> Tensor:
+    """Of a row without a pair any number does, but not -inf, whose difference with itself is NaN."""
+    return peak.clamp(min=-1e30)
+
+
+def _panels(block: Block) -> Iterator[slice]:
+    rows, columns = len(block.regions), len(block.texts)
+    size = max(1, MAX_PANEL["cuda" if block.regions.device.type == "cuda" else "cpu"] // columns)
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
