@@ -33,7 +33,7 @@ def region_contrastive_loss(
     """The symmetric InfoNCE between region and caption embeddings, without pairs whose captions are nearly the same.
 
     regions and texts [R, E], of one floating dtype, row i of either belongs together; both are normalised here.
-    logit_scale: what cosines are multiplied with, one positive number (CLIP's after `exp`), a tensor where it is trained.
+    logit_scale: what cosines are multiplied with, one number (CLIP's after `exp`), a tensor where it is trained.
     filter_threshold: the pair (i, j), i != j, is in no denominator where the cosine of texts i and j is strictly above
     it; None keeps all, which is CLIP's loss. Texts are normalised in fp32 and rounded to the dtype of the products
     before they are compared, and no gradient goes through the comparison.
@@ -72,10 +72,10 @@ def region_sigmoid_loss(
 ) -> Tensor:
     """SigLIP's loss in place of the softmax: every pair that counts is one or none, on its own.
 
-    -log sigmoid(z (logit_scale cos + logit_bias)), z = 1 for a region and its own text, -1 for others, summed over texts
-    and averaged over valid regions. logit_bias: one number (SigLIP starts at -10), a tensor where it is trained: its
-    gradient is the share of this rank's rows, as that of logit_scale. All else as in `region_contrastive_loss`.
-    The alternative that CLOC names where memory is short (section 3.4's loss, sharded).
+    -log sigmoid(z (logit_scale cos + logit_bias)), z = 1 for a region and its own text, -1 for others, summed over
+    texts and averaged over valid regions. logit_bias: one number (SigLIP starts at -10), a tensor where it is trained;
+    its gradient is the share of this rank's rows, as that of logit_scale. All else as in `region_contrastive_loss`.
+    CLOC names it as the alternative that needs less memory.
     """
     _check(regions, texts, logit_scale, filter_threshold, valid, exchange, keep_filter)
     _one_number("logit_bias", logit_bias, regions.device)
@@ -100,16 +100,21 @@ def _loss(
         dtype = torch.get_autocast_dtype(device.type)
     if valid is None:
         valid = torch.ones(len(regions), dtype=torch.bool, device=device)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    scale, bias = (
-        x if x is None or isinstance(x, Tensor) else torch.tensor(x, dtype=wide, device=device)
-        for x in (logit_scale, logit_bias)
-    )
+    scale = _number(logit_scale, dtype, device)
+    bias = None if logit_bias is None else _number(logit_bias, dtype, device)
     chosen = _backend.choose(OP, device, dtype, backend)
     if chosen == "reference":
         return _reference(regions, texts, scale, bias, threshold, valid, group, dtype)
     name = "" if group is None else group.group_name
     return ops.forward_op(regions, texts, scale, bias, valid, threshold, dtype, name, exchange, keep_filter, chosen)[0]
+
+
+def _number(value: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=_wide(dtype), device=device)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _reference(
@@ -123,15 +128,18 @@ def _reference(
     dtype: torch.dtype,
 ) -> Tensor:
     """Every rank computes the whole, and differentiates what is its own."""
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    scales = [None if x is None else x.to(wide).reshape(1).expand(len(regions)) for x in (scale, bias)]
-    rows = [regions, texts, *(x for x in scales if x is not None)]
-    if group is not None and group.size() > 1:
-        rows, valid = [_all_but_own_detached(x, group) for x in rows], _all_but_own_detached(valid, group)
+
+    def whole(own: Tensor) -> Tensor:
+        return own if group is None or group.size() == 1 else _all_but_own_detached(own, group)
+
+    def of_rows(number: Tensor) -> Tensor:
+        return whole(number.to(_wide(dtype)).reshape(1).expand(len(regions)))
+
+    inputs, facts = (whole(regions), whole(texts), of_rows(scale)), (threshold, whole(valid), dtype)
     with torch.autocast(regions.device.type, enabled=False):
         if bias is None:
-            return reference.region_contrastive_loss(*rows, threshold, valid, dtype)
-        return reference.region_sigmoid_loss(*rows, threshold, valid, dtype)
+            return reference.region_contrastive_loss(*inputs, *facts)
+        return reference.region_sigmoid_loss(*inputs, of_rows(bias), *facts)
 
 
 def _all_but_own_detached(own: Tensor, group: dist.ProcessGroup) -> Tensor:

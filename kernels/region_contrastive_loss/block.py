@@ -12,7 +12,7 @@ LOG2E = math.log2(math.e)
 FREE = 100.0
 """Logits up to 2^this far above the shift stay within fp32 when 2^20 of them are summed."""
 SAFE = 113.0
-"""Rates up to here: 2^(logit - shift) is a normal fp32 number whatever the cosine. In natural logarithms a scale of 78."""
+"""Rates up to which 2^(logit - shift) is a normal fp32 number for every cosine: a scale of 78."""
 FAINT = -82.0
 """Above SAFE the least numbers are flushed to zero: 2^20 of them, under 2^-126 each, are nothing beside 2^FAINT."""
 
@@ -73,12 +73,13 @@ def weight_unit(dtype: torch.dtype) -> float:
     return 2.0**14 if dtype == torch.float16 else 1.0
 
 
-TILE = (128, 64)
+TILE = (256, 64)
 """Rows and width of Triton's tiles of units: its operands are filled up with zeros, so that no load needs a mask."""
 
 
-def padded(rows: int, width: int, backend: str) -> tuple[int, int]:
+def padded(shape: torch.Size, backend: str) -> tuple[int, int]:
     """Shape of the unit rows that a backend works on."""
+    rows, width = shape
     if backend != "triton":
         return rows, width
     return -(-rows // TILE[0]) * TILE[0], -(-width // TILE[1]) * TILE[1]

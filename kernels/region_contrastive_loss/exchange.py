@@ -115,13 +115,13 @@ class Gather(_Group):
 
     def __init__(self, group: dist.ProcessGroup):
         super().__init__(group)
-        self._sums: list[tuple[dist.Work, Tensor]] = []
+        self._sums: list[tuple[dist.Work | None, Tensor]] = []
 
     def forward(self, texts: Tensor) -> Iterator[tuple[int, Tensor]]:
         every = texts.new_empty(self.size, *texts.shape)
         work = dist.all_gather_into_tensor(every, texts, group=self.group, async_op=True)
         yield self.rank, texts
-        work.wait()
+        _wait(work)
         for owner in range(self.size):
             if owner != self.rank:
                 yield owner, every[owner]
@@ -138,5 +138,10 @@ class Gather(_Group):
 
     def total(self) -> Tensor:
         for work, _ in self._sums:
-            work.wait()
+            _wait(work)
         return self._total
+
+
+def _wait(work: dist.Work | None) -> None:
+    assert work is not None  # as only ranks outside the group get
+    work.wait()

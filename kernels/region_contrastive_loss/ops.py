@@ -26,10 +26,8 @@ def _kernels(backend: str) -> ModuleType:
 
 
 def _ranks(group: str, exchange: str, texts: Tensor) -> Alone:
-    if not group:
-        return Alone()
-    found = dist.distributed_c10d._resolve_process_group(group)
-    if found.size() == 1:
+    found = _group(group)
+    if found is None or found.size() == 1:
         return Alone()
     if exchange == "auto":
         exchange = "gather" if texts.nbytes * found.size() <= MAX_GATHERED else "ring"
@@ -65,7 +63,8 @@ def _forward(
         every_positive, every_valid = ranks.all(torch.stack([positives, row_valid.double()])).unbind(1)
         count = every_valid.sum().clamp(min=1)
 
-        kept, row_log2, column_log2, loss = [], None, torch.zeros_like(every_positive), positives.new_zeros(())
+        kept: dict[int, Tensor] = {}
+        row_log2, column_log2, loss = None, torch.zeros_like(every_positive), positives.new_zeros(())
         for owner, theirs in ranks.forward(text_units):
             block = Block(
                 region_units,
@@ -79,8 +78,8 @@ def _forward(
                 threshold,
             )
             if threshold is not None and keeps_filter:
-                block = block.keeping(kernels.dropped_pairs(block))
-                kept.append((owner, block.dropped))
+                kept[owner] = kernels.dropped_pairs(block)
+                block = block.keeping(kept[owner])
             if bias is None:
                 rows, columns = kernels.negatives(block)
                 column_log2[owner] = columns.log2()
@@ -105,7 +104,7 @@ def _forward(
         loss = ranks.sum(loss) / count
         bits = regions.new_empty(0, dtype=torch.int32)
         if kept:
-            bits = torch.stack([words for _, words in sorted(kept, key=lambda pair: pair[0])])
+            bits = torch.stack([kept[owner] for owner in range(ranks.size)])
     facts = torch.stack([row_log2, slope, row_valid.double()])
     columns = torch.stack([column_log2, every_valid])
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -212,7 +211,7 @@ def _(
     keeps_filter: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    rows, width = padded(*regions.shape, backend)
+    rows, width = padded(regions.shape, backend)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     size = _size(group)
     words = (size, rows, -(-rows // WORD)) if threshold is not None and keeps_filter else (0,)
@@ -257,8 +256,15 @@ def _(
     )
 
 
-def _size(group: str) -> int:
-    return dist.distributed_c10d._resolve_process_group(group).size() if group else 1
+def _group(name: str) -> dist.ProcessGroup | None:
+    """The process group of a name: what an operator's schema can hold of it."""
+    resolve: Any = dist.distributed_c10d._resolve_process_group
+    return resolve(name) if name else None
+
+
+def _size(name: str) -> int:
+    group = _group(name)
+    return 1 if group is None else group.size()
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -308,5 +314,5 @@ def _forward_flops(
 @register_flop_formula(torch.ops.locfast.region_contrastive_loss_backward)
 def _backward_flops(grad: torch.Size, regions: torch.Size, texts: torch.Size, *args: Any, **kwargs: Any) -> int:
     """The logits once more, and a product for either gradient that is needed."""
-    threshold, needs, group = args[9:12]
+    _, needs, group = args[9:12]
     return (2 + 2 * (needs[0] or needs[2]) + 2 * needs[1]) * regions[0] ** 2 * _size(group) * regions[1]

@@ -10,7 +10,7 @@ from .filter import exceeds
 def region_contrastive_loss(
     regions: Tensor, texts: Tensor, logit_scale: Tensor, threshold: float | None, valid: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """Both directions' mean cross-entropy over valid rows; see the public function. dtype: that texts are rounded to."""
+    """Both directions' mean cross-entropy over valid rows, as the public function. dtype: that texts are rounded to."""
     regions, texts = unit_rows(regions[valid]), unit_rows(texts[valid])
     logits = logit_scale[valid][:, None] * (regions @ texts.T)
     logits = logits.masked_fill(similar(texts, threshold, dtype), -torch.inf)

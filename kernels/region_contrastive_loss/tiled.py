@@ -43,7 +43,7 @@ def dropped_pairs(block: Block) -> Tensor:
 def negatives(block: Block) -> tuple[Sums, Sums]:
     """Sums of 2^logit over the pairs that count, by row and by column."""
     row_peaks, row_totals = [], []
-    column_peak = column_total = None
+    columns: Sums | None = None
     for rows in _panels(block):
         logits = _logits(block, rows).masked_fill_(_dropped(block, rows), -torch.inf)
         peak = _finite(logits.amax(1))
@@ -51,12 +51,13 @@ def negatives(block: Block) -> tuple[Sums, Sums]:
         row_totals.append(torch.exp2(logits - peak[:, None]).sum(1))
         peak = _finite(logits.amax(0))
         total = torch.exp2(logits.sub_(peak)).sum(0)
-        if column_peak is not None:
-            higher = torch.maximum(peak, column_peak)
-            total = total * torch.exp2(peak - higher) + column_total * torch.exp2(column_peak - higher)
+        if columns is not None:
+            higher = torch.maximum(peak, columns.peak)
+            total = total * torch.exp2(peak - higher) + columns.total * torch.exp2(columns.peak - higher)
             peak = higher
-        column_peak, column_total = peak, total
-    return Sums(torch.cat(row_peaks), torch.cat(row_totals)), Sums(column_peak, column_total)
+        columns = Sums(peak, total)
+    assert columns is not None
+    return Sums(torch.cat(row_peaks), torch.cat(row_totals)), columns
 
 
 def negatives_sigmoid(block: Block) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,323 @@
+"""The region losses in Triton: rows made ready, pairs in tiles, and cuBLAS for the two products of the backward.
+
+The backward's weights exist for one panel of rows at a time, in the dtype of the products. A kernel that kept them in
+registers would have to hold or to add up atomically the gradients of whole rows and columns, [128, 768] numbers each.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .._variants import Variant, variant_of_launch
+from .block import FAINT, SAFE, Block, Sums, padded, shift_of, weight_unit
+from .filter import WORD
+from .products import product
+from .tiles import COSINES, PANEL, Tiles, tiles
+from .triton_pairs import LOWEST, _backward_kernel, _filter_kernel, _forward_kernel
+from .triton_rows import _finish_kernel, _prepare_kernel
+
+OP = "region_contrastive_loss"
+GROUP = 16
+"""Tiles below each other that run at one time."""
+ITEMS = 4
+"""Pieces of work for each program of the forward: the fewer, the larger the share of the last one."""
+
+
+def prepare(
+    regions: Tensor, texts: Tensor, valid: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As in tiled.py, with rows and widths filled up to whole tiles: units, inverse norms, cosines, valid."""
+    regions, texts = regions.contiguous(), texts.contiguous()
+    rows, width = padded(regions.shape, "triton")
+    units = [torch.empty(rows, width, dtype=dtype, device=regions.device) for _ in range(2)]
+    inverse = torch.empty(2, rows, dtype=torch.float32, device=regions.device)
+    cosines = torch.empty(rows, dtype=torch.float32, device=regions.device)
+    padded_valid = torch.empty(rows, dtype=torch.bool, device=regions.device)
+    _prepare_kernel[(rows,)](
+        *(regions, texts, _bytes(valid), *units, inverse, cosines, _bytes(padded_valid)),
+        *(len(regions), rows),
+        **_row_constants(regions.shape[1], width),
+    )
+    return units[0], units[1], inverse, cosines, padded_valid
+
+
+def finish(
+    x: Tensor, valid: Tensor, grad: Tensor, inverse: Tensor, slope: Tensor, partner: Tensor, factor: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As in tiled.py."""
+    x, grad = x.contiguous(), grad.contiguous()
+    result, along = torch.empty_like(x), torch.empty(len(x), dtype=torch.float32, device=x.device)
+    _finish_kernel[(len(x),)](
+        *(x, _bytes(valid), grad, inverse, slope.float(), partner, factor, result, along),
+        **_row_constants(x.shape[1], grad.shape[1]),
+    )
+    return result, along
+
+
+def dropped_pairs(block: Block) -> Tensor:
+    """As in tiled.py. Where both sides are the same captions, half of the tiles are computed."""
+    return _dropped(block, slice(0, len(block.regions)), symmetric=block.own)
+
+
+def negatives(block: Block) -> tuple[Sums, Sums]:
+    """As in tiled.py. Where a sum is so small that its terms may have been flushed to zero, all is done once more."""
+    shift = shift_of(block.rate)
+    (row_total,), (column_total,) = _sums(block, "shifted", -shift)
+    smallest = torch.minimum(
+        torch.where(block.row_valid, row_total, torch.inf).amin(),
+        torch.where(block.column_valid, column_total, torch.inf).amin(),
+    )
+    again = (block.rate > SAFE) & (smallest < 2.0**FAINT)
+    rows, columns = _sums(block, "online", torch.zeros_like(shift), again.to(torch.int32))
+    return _either(again, rows, row_total, shift), _either(again, columns, column_total, shift)
+
+
+def negatives_sigmoid(block: Block) -> tuple[Tensor, Tensor]:
+    """As in tiled.py."""
+    assert block.bias is not None
+    (losses, slopes), _ = _sums(block, "sigmoid", block.bias)
+    return losses * 0.6931471805599453, slopes
+
+
+def gradients(
+    block: Block, row_log2: Tensor, column_log2: Tensor, regions_grad: Tensor | None, needs_texts: bool
+) -> Tensor | None:
+    """As in tiled.py."""
+    dtype, columns = block.regions.dtype, len(block.texts)
+    cut = tiles("backward", dtype)
+    shift = shift_of(block.rate)
+    if block.bias is None:
+        lowest = torch.minimum(
+            torch.where(block.row_valid, row_log2, torch.inf).amin(),
+            torch.where(block.column_valid, column_log2, torch.inf).amin(),
+        )
+        apart = (block.rate > SAFE) & (lowest < shift + FAINT)
+        peaks = [torch.where(apart, log2.round(), shift) for log2 in (row_log2, column_log2)]
+        inverses = [(peak - log2).exp2().float() for peak, log2 in zip(peaks, (row_log2, column_log2), strict=True)]
+        peaks = [peak.float() for peak in peaks]
+        offset = torch.where(apart, 0, -shift)
+    else:
+        apart, offset = block.rate > torch.inf, block.bias
+        peaks = inverses = [block.rate, block.rate]  # which are not read
+    panel = min(PANEL["rows"], len(block.regions))
+    weights = torch.empty(panel, columns, dtype=dtype, device=block.regions.device)
+    texts_grad = None
+    for rows in _panels(block):
+        part = weights[: rows.stop - rows.start]
+        _backward_kernel[(len(part) // cut.rows * (columns // cut.columns),)](
+            *_operands(block, rows, cut),
+            *(block.rate, offset, apart.to(torch.int32)),
+            *(peaks[0], inverses[0], peaks[1], inverses[1]),
+            *(part, rows.start, columns),
+            UNIT=weight_unit(dtype),
+            SIGMOID=block.bias is not None,
+            GROUP=GROUP,
+            **_constants(block, cut),
+            **_options(cut),
+        )
+        if regions_grad is not None:
+            product(part, block.texts, regions_grad[rows])
+        if needs_texts:
+            texts_grad = product(part.T, block.regions[rows], texts_grad)
+    return texts_grad
+
+
+def _sums(block: Block, form: str, offset: Tensor, wanted: Tensor | None = None) -> tuple[list[Tensor], list[Tensor]]:
+    """What the forward kernel adds up for rows and for columns: totals, and peaks (of "sigmoid" slopes) after them."""
+    cut, device = tiles("forward" if form == "shifted" else form, block.regions.dtype), block.regions.device
+    columns = len(block.texts)
+    programs = cut.programs * _multiprocessors(device)
+    column_sums = [torch.zeros(programs, columns, device=device)] if form != "sigmoid" else []
+    if form == "online":
+        column_sums.append(torch.full((programs, columns), LOWEST.value, device=device))
+    row_sums: list[list[Tensor]] = []
+    decided = block.threshold is None or block.dropped is not None
+    for rows in _panels(block, whole=decided and not _from_cublas()):
+        panel = rows.stop - rows.start
+        segments = min(columns // cut.columns, triton.cdiv(ITEMS * programs, panel // cut.rows))
+        sums = torch.zeros(1 if form == "shifted" else 2, segments, panel, device=device)
+        if form == "online":
+            sums[1].fill_(LOWEST.value)
+        _forward_kernel[(programs,)](
+            *_operands(block, rows, cut),
+            *(block.rate, offset, sums if wanted is None else wanted),
+            *(sums[-1], sums[0]),
+            *(column_sums[-1], column_sums[0]) if column_sums else (sums, sums),
+            *(rows.start, panel, columns, segments),
+            FORM=form,
+            **_constants(block, cut),
+            **_options(cut),
+        )
+        row_sums.append(_together(sums, form))
+    by_row = [torch.cat(parts) for parts in zip(*row_sums, strict=True)]
+    return by_row, _together(column_sums, form) if column_sums else []
+
+
+def _together(sums: Tensor | list[Tensor], form: str) -> list[Tensor]:
+    """From sums [parts, R] of disjoint terms to those of all."""
+    if form != "online":
+        return [part.sum(0) for part in sums]
+    total, peak = sums
+    highest = peak.amax(0)
+    return [(total * (peak - highest).exp2()).sum(0), highest]
+
+
+def _either(again: Tensor, online: list[Tensor], total: Tensor, shift: Tensor) -> Sums:
+    return Sums(torch.where(again, online[1], shift), torch.where(again, online[0], total))
+
+
+def _dropped(block: Block, rows: slice, symmetric: bool = False) -> Tensor:
+    cut, columns, panel = tiles("filter", block.regions.dtype), len(block.texts), rows.stop - rows.start
+    words = torch.empty(panel, columns // WORD, dtype=torch.int32, device=block.regions.device)
+    _filter_kernel[(panel // cut.rows * (columns // cut.columns),)](
+        *_descriptors(block.captions, block.texts, cut),
+        *(_bytes(block.row_valid), _bytes(block.column_valid)),
+        *(words, block.threshold, rows.start, columns),
+        OWN=block.own,
+        SYMMETRIC=symmetric,
+        GROUP=GROUP,
+        **_products(block.regions, cut),
+        **_options(cut),
+    )
+    return words
+
+
+def _operands(block: Block, rows: slice, cut: Tiles) -> tuple[Any, ...]:
+    """Units of both sides; cosines of a panel of rows and their bits, or anything where there are none; valid ones."""
+    valid = _bytes(block.row_valid), _bytes(block.column_valid)
+    cosines, dropped = block.rate, valid[0]
+    if _from_cublas():
+        cosines = product(block.regions[rows], block.texts.T)
+    if block.dropped is not None:
+        dropped = block.dropped[rows]
+    elif block.threshold is not None:
+        dropped = _dropped(block, rows)
+    return *_descriptors(block.regions, block.texts, cut), cosines, dropped, *valid
+
+
+def _descriptors(a: Tensor, b: Tensor, cut: Tiles) -> tuple[TensorDescriptor, TensorDescriptor]:
+    of_a = TensorDescriptor.from_tensor(a, [cut.rows, cut.width])
+    return of_a, TensorDescriptor.from_tensor(b, [cut.columns, cut.width])
+
+
+def _from_cublas() -> bool:
+    return COSINES["from"] == "cublas"
+
+
+def _panels(block: Block, whole: bool = False) -> Iterator[slice]:
+    """Of rows: such that what is kept of their pairs stays small, or all at once."""
+    rows = len(block.regions)
+    size = rows if whole else PANEL["rows"]
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def _constants(block: Block, cut: Tiles) -> dict[str, Any]:
+    own = {"OWN": block.own, "HAS_BITS": block.threshold is not None, "FROM_CUBLAS": _from_cublas()}
+    return own | _products(block.regions, cut)
+
+
+def _products(units: Tensor, cut: Tiles) -> dict[str, Any]:
+    return {
+        "WIDTH": units.shape[1],
+        "BLOCK_M": cut.rows,
+        "BLOCK_N": cut.columns,
+        "BLOCK_K": cut.width,
+        "PRECISION": "ieee",  # of products of fp32 tiles; 16-bit ones run on tensor cores either way
+    }
+
+
+def _options(cut: Tiles) -> dict[str, Any]:
+    return {"num_warps": cut.num_warps, "num_stages": cut.num_stages, "enable_fp_fusion": True}
+
+
+def _row_constants(width: int, padded_width: int) -> dict[str, int]:
+    block = triton.next_power_of_2(padded_width)
+    return {"E": width, "WIDTH": padded_width, "BLOCK": block, "num_warps": max(1, min(8, block // 256))}
+
+
+def _bytes(flags: Tensor) -> Tensor:
+    return flags.contiguous().view(torch.uint8)
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+def variants() -> list[Variant]:
+    """The forms for E 768 on one rank, with the filter's bits kept, in every dtype."""
+    forms = (
+        ("filter", _filter_kernel, {"SYMMETRIC": True}),
+        ("forward", _forward_kernel, {"FORM": "shifted"}),
+        ("forward online", _forward_kernel, {"FORM": "online"}),
+        ("forward sigmoid", _forward_kernel, {"FORM": "sigmoid"}),
+        ("backward", _backward_kernel, {"SIGMOID": False}),
+        ("backward sigmoid", _backward_kernel, {"SIGMOID": True}),
+    )
+    return [
+        variant
+        for short, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32))
+        for variant in (
+            *(_pairs_variant(name, kernel, form, short, dtype) for name, kernel, form in forms),
+            *(_rows_variant(name, kernel, short) for name, kernel in _ROW_KERNELS.items()),
+        )
+    ]
+
+
+_ROW_KERNELS = {"prepare": _prepare_kernel, "finish": _finish_kernel}
+_SIZES = {"first_row": 0, "panel": 32768, "columns": 32768, "segments": 4}
+_WIDTH = 768
+
+
+def _pairs_variant(name: str, kernel: Any, form: dict[str, Any], short: str, dtype: torch.dtype) -> Variant:
+    cut = tiles(name.replace("forward ", "").replace("backward sigmoid", "backward"), dtype)
+    constants: dict[str, Any] = {"OWN": True, **form, **_products(torch.empty(0, _WIDTH), cut)}
+    if kernel is not _filter_kernel:
+        constants |= {"HAS_BITS": True, "FROM_CUBLAS": False}
+    if kernel is not _forward_kernel:
+        constants["GROUP"] = GROUP
+    if kernel is _backward_kernel:
+        constants["UNIT"] = weight_unit(dtype)
+    types = _types(kernel, short) | ({"threshold": "fp32"} if kernel is _filter_kernel else {})
+    for argument, rows in zip(kernel.arg_names[:2], (cut.rows, cut.columns), strict=True):
+        types[argument] = f"tensordesc<{short}[{rows}, {cut.width}]>"
+    return variant_of_launch(
+        f"{OP} {name} {short}",
+        kernel,
+        types,
+        {key: value for key, value in _SIZES.items() if key in kernel.arg_names},
+        constants,
+        dtype=short,
+        head_dim=cut.columns,
+        needs_tensor_cores=short != "fp32" and name in ("filter", "forward", "backward"),
+        num_warps=cut.num_warps,
+        num_stages=cut.num_stages,
+    )
+
+
+def _rows_variant(name: str, kernel: Any, short: str) -> Variant:
+    constants = _row_constants(_WIDTH, _WIDTH)
+    num_warps = constants.pop("num_warps")
+    integers = {"rows": 32768, "padded": 32768} if name == "prepare" else {}
+    return variant_of_launch(
+        f"{OP} {name} {short}", kernel, _types(kernel, short), integers, constants, dtype=short, num_warps=num_warps
+    )
+
+
+def _types(kernel: Any, short: str) -> dict[str, str]:
+    kinds = {"valid_ptr": "*u8", "dropped_ptr": "*i32", "wanted_ptr": "*i32", "apart_ptr": "*i32"}
+    kinds |= {"row_valid_ptr": "*u8", "column_valid_ptr": "*u8", "padded_valid_ptr": "*u8"}
+    data = {"regions_ptr", "texts_ptr", "region_units_ptr", "text_units_ptr"}
+    data |= {"weights_ptr", "x_ptr", "x_grad_ptr", "partner_ptr"}
+    return {
+        name: kinds.get(name, f"*{short}" if name in data else "*fp32")
+        for name in kernel.arg_names
+        if name.endswith("_ptr")
+    }

@@ -1,0 +1,71 @@
+"""What is done row by row before and after the pairs: each row crosses memory once."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _unit_row(x_ptr, units_ptr, inverse_ptr, row, valid, E: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Write a row's unit vector, zero beyond E, and its inverse norm; return the vector as it was rounded, in fp32."""
+    place = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + row * E + place, mask=(place < E) & valid, other=0.0).to(tl.float32)
+    norm = tl.sqrt_rn(tl.sum(x * x, 0))
+    inverse = tl.div_rn(1.0, tl.where(norm < 1e-12, 1e-12, norm))  # and a NaN stays one
+    unit = (x * inverse).to(units_ptr.dtype.element_ty)
+    tl.store(units_ptr + row * WIDTH + place, unit, mask=place < WIDTH)
+    tl.store(inverse_ptr + row, inverse)
+    return unit.to(tl.float32)
+
+
+@triton.jit
+def _prepare_kernel(
+    regions_ptr,  # [rows, E]
+    texts_ptr,  # [rows, E]
+    valid_ptr,  # [rows] uint8
+    region_units_ptr,  # [padded, WIDTH]
+    text_units_ptr,  # [padded, WIDTH]
+    inverse_ptr,  # [2, padded] fp32
+    cosine_ptr,  # [padded] fp32
+    padded_valid_ptr,  # [padded] uint8
+    rows,
+    padded,
+    E: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    valid = tl.load(valid_ptr + row, mask=row < rows, other=0)
+    region = _unit_row(regions_ptr, region_units_ptr, inverse_ptr, row, valid != 0, E, WIDTH, BLOCK)
+    text = _unit_row(texts_ptr, text_units_ptr, inverse_ptr + padded, row, valid != 0, E, WIDTH, BLOCK)
+    tl.store(cosine_ptr + row, tl.sum(region * text, 0))
+    tl.store(padded_valid_ptr + row, valid)
+
+
+@triton.jit
+def _finish_kernel(
+    x_ptr,  # [rows, E]
+    valid_ptr,  # [rows] uint8
+    grad_ptr,  # [padded, WIDTH] fp32, of the unit rows, without that of the positives
+    inverse_ptr,  # [padded] fp32
+    slope_ptr,  # [padded] fp32
+    partner_ptr,  # [padded, WIDTH]
+    factor_ptr,  # [1] fp32
+    x_grad_ptr,  # [rows, E]
+    along_ptr,  # [rows] fp32
+    E: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.arange(0, BLOCK)
+    inside = place < E
+    valid = tl.load(valid_ptr + row) != 0
+    inverse = tl.load(inverse_ptr + row)
+    partner = tl.load(partner_ptr + row * WIDTH + place, mask=inside, other=0.0).to(tl.float32)
+    grad = tl.load(grad_ptr + row * WIDTH + place, mask=inside, other=0.0) + tl.load(slope_ptr + row) * partner
+    unit = tl.load(x_ptr + row * E + place, mask=inside & valid, other=0.0).to(tl.float32) * inverse
+    along = tl.sum(unit * grad, 0)
+    tl.store(along_ptr + row, along)
+    across = tl.where(inverse < 1e12, along, 0.0)  # a norm that is clamped does not change with x
+    result = (grad - unit * across) * (tl.load(factor_ptr) * inverse)
+    tl.store(x_grad_ptr + row * E + place, result.to(x_grad_ptr.dtype.element_ty), mask=inside)
