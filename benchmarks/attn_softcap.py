@@ -25,6 +25,7 @@ from _attention_check import Inputs, Judge, Shape
 from _attention_targets import FIRST, table, targets
 from _harness import Bench, first_line, parser
 from baselines import attention as baselines
+from baselines._library import NotInstalledError
 from torch import Tensor
 
 from locfast.kernels import _backend
@@ -237,7 +238,7 @@ def present(bench: Bench, args: argparse.Namespace, dtype: torch.dtype) -> list[
             continue
         try:
             found.append(Contender(peer.name, peer.load(), peer))
-        except baselines.NotInstalledError:
+        except NotInstalledError:
             bench.absent(peer.name, "not installed")
         except Exception as error:  # libraries fail to load in every way there is
             bench.absent(peer.name, f"does not load: {first_line(error)}")

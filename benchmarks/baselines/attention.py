@@ -7,13 +7,12 @@ is not installed or does not load. Peers without a cap are yardsticks: they comp
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
+from baselines._library import library, torch_compile
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -37,20 +36,6 @@ class Peer:
     """For an approximation: the peer it approximates. Results equal to that one's mean that it did not."""
 
 
-class NotInstalledError(Exception):
-    """The library is not there (as opposed to: it is there and does not load)."""
-
-
-def library(name: str) -> ModuleType:
-    """Import a peer's library. Raises NotInstalledError, or whatever the library raises when it does not load."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name + ".").startswith(error.name + "."):
-            raise NotInstalledError(f"{name} is not installed") from None
-        raise  # it is there, and what it needs is not
-
-
 def eager(q: Tensor, k: Tensor, v: Tensor, softcap: float, scale: float) -> Tensor:
     """The equation as MaskEmbed's public code runs it: T x T logits and weights in the inputs' dtype, all stored."""
     logits = softcap * torch.tanh((q * scale) @ k.transpose(-2, -1) / softcap)
@@ -62,7 +47,7 @@ def load_eager() -> Attention:
 
 
 def load_compiled_eager() -> Attention:
-    return _compile(eager)
+    return torch_compile(eager)
 
 
 def load_flex(approximate: bool = False, mode: str | None = None) -> Attention:
@@ -70,7 +55,7 @@ def load_flex(approximate: bool = False, mode: str | None = None) -> Attention:
     from torch.nn.attention.flex_attention import flex_attention
 
     tanh = _approximate_tanh() if approximate else torch.tanh
-    compiled = _compile(flex_attention, mode)
+    compiled = torch_compile(flex_attention, mode)
 
     @functools.cache
     def cap(softcap: float) -> Callable[..., Tensor]:
@@ -119,15 +104,6 @@ def load_flash_attention(module: str) -> Attention:
 def _heads_inside(*tensors: Tensor) -> tuple[Tensor, ...]:
     """[B, H, T, D] -> [B, T, H, D], where these libraries want their heads; nothing is copied."""
     return tuple(t.transpose(1, 2) for t in tensors)
-
-
-def _compile(function: Callable[..., Any], mode: str | None = None) -> Callable[..., Any]:
-    """On a GPU by Inductor. On a CPU, where only smoke tests run, C++ would take a minute: there by tracing alone."""
-    # A backward that may overwrite what its forward stored cannot be timed alone, again and again.
-    config: Any = importlib.import_module("torch._functorch.config")
-    config.donated_buffer = False
-    backend = "inductor" if torch.cuda.is_available() else "aot_eager"
-    return torch.compile(function, dynamic=False, mode=mode, backend=backend)
 
 
 @functools.cache

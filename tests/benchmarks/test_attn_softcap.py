@@ -13,6 +13,7 @@ from _attention_check import Inputs, Judge, Shape
 from _attention_targets import targets
 from _results import Row
 from baselines import attention as baselines
+from baselines._library import NotInstalledError, library
 
 from locfast.kernels.softcap_attention import softcap_attention
 
@@ -146,10 +147,10 @@ def test_the_approximate_tanh_keeps_itself_under_derivatives_and_batching():
 def test_what_is_not_installed_differs_from_what_does_not_load(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "half_there.py").write_text("import its_missing_half")
-    with pytest.raises(baselines.NotInstalledError, match="nowhere_at_all"):
-        baselines.library("nowhere_at_all.sub")
+    with pytest.raises(NotInstalledError, match="nowhere_at_all"):
+        library("nowhere_at_all.sub")
     with pytest.raises(ModuleNotFoundError, match="its_missing_half"):
-        baselines.library("half_there")
+        library("half_there")
 
 
 def row(who: str, ms: float | None, direction: str = "forward", tokens: int = 577, dtype: str = "bf16") -> Row:
