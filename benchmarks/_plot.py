@@ -1,10 +1,10 @@
-"""Time against number of tokens, as one SVG that needs no library. Standard library only."""
+"""Curves in panels side by side, both axes logarithmic, as one SVG that needs no library. Standard library only."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -15,23 +15,29 @@ COLORS = ("#0f8b6d", "#c2571a", "#3b6fb6", "#8a4fb0", "#b03a5b", "#7a7a1c", "#2b
 INK, MUTED, GRID = "#1d2733", "#6b7785", "#e3e8ee"
 
 Curves = dict[str, list[tuple[int, float]]]
-"""Points (tokens, microseconds for one head of one image) by implementation."""
+"""Points by implementation, e.g. (tokens, microseconds for one head of one image)."""
 
 
 def write(rows: Sequence[Row], path: Path, head_dim: int = 64) -> bool:
-    """Forward and backward side by side, both axes logarithmic; False, and no file, where nothing was measured."""
-    panels = {direction: curves(rows, direction, head_dim) for direction in ("forward", "backward")}
+    """Time against tokens, forward and backward; False, and no file, where nothing was measured."""
+    panels = {f"{way}, D {head_dim}": curves(rows, way, head_dim) for way in ("forward", "backward")}
+    about = f"time against tokens, D {head_dim}"
+    return draw(panels, path, about, across="tokens", up="microseconds for a head of an image")
+
+
+def draw(panels: Mapping[str, Curves], path: Path, about: str, across: str, up: str) -> bool:
+    """Two panels by their titles, what is along their axes, and what the whole is about; False where all are empty."""
     names = sorted({name for panel in panels.values() for name in panel}, key=lambda name: (_is_peer(name), name))
     if not names:
         return False
     total = 2 * WIDTH + LEGEND
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total} {HEIGHT}" width="{total}" height="{HEIGHT}" '
-        f'font-family="sans-serif" font-size="12" role="img" aria-label="time against tokens, D {head_dim}">'
+        f'font-family="sans-serif" font-size="12" role="img" aria-label="{escape(about)}">'
         f'<rect width="{total}" height="{HEIGHT}" fill="#fff"/>'
     ]
-    for number, (direction, panel) in enumerate(panels.items()):
-        parts += _panel(f"{direction}, D {head_dim}", panel, names, number * WIDTH)
+    for number, (title, panel) in enumerate(panels.items()):
+        parts += _panel(title, panel, names, number * WIDTH, across, up)
     for number, name in enumerate(names):
         y = TOP + 18 * number
         parts.append(_text(2 * WIDTH + 24, y + 4, name, "start", INK))
@@ -51,7 +57,7 @@ def curves(rows: Sequence[Row], direction: str, head_dim: int) -> Curves:
     return {who: sorted(points.items()) for who, points in found.items()}
 
 
-def _panel(title: str, panel: Curves, names: Sequence[str], left: float) -> list[str]:
+def _panel(title: str, panel: Curves, names: Sequence[str], left: float, along: str, height: str) -> list[str]:
     points = [point for curve in panel.values() for point in curve]
     parts = [_text(left + LEFT, TOP - 14, title, "start", INK)]
     if not points:
@@ -59,22 +65,22 @@ def _panel(title: str, panel: Curves, names: Sequence[str], left: float) -> list
     across = _Axis([p[0] for p in points], left + LEFT, left + WIDTH - 24)
     up = _Axis([p[1] for p in points], HEIGHT - BOTTOM, TOP)
     free_from = -math.inf
-    for tokens in sorted({p[0] for p in points}):
-        x = across(tokens)
+    for value in sorted({p[0] for p in points}):
+        x = across(value)
         parts.append(f'<path d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}" stroke="{GRID}"/>')
         if x >= free_from:
-            parts.append(_text(x, HEIGHT - BOTTOM + 16, str(tokens)))
+            parts.append(_text(x, HEIGHT - BOTTOM + 16, str(value)))
             free_from = x + 32
-    for value in up.ticks():
-        y = up(value)
+    for tick in up.ticks():
+        y = up(tick)
         parts.append(f'<path d="M{left + LEFT} {y:.1f}H{left + WIDTH - 24}" stroke="{GRID}"/>')
-        parts.append(_text(left + LEFT - 8, y + 4, f"{value:g}", "end"))
+        parts.append(_text(left + LEFT - 8, y + 4, f"{tick:g}", "end"))
     for number, name in enumerate(names):
         path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in panel.get(name, ()))
         parts.append(f'<polyline points="{path}" fill="none" {_stroke(name, number)}/>')
-    parts.append(_text(left + (LEFT + WIDTH) / 2, HEIGHT - 8, "tokens"))
+    parts.append(_text(left + (LEFT + WIDTH) / 2, HEIGHT - 8, along))
     middle = (TOP + HEIGHT - BOTTOM) / 2
-    label = _text(left + 14, middle, "microseconds for a head of an image")
+    label = _text(left + 14, middle, height)
     parts.append(f'<g transform="rotate(-90 {left + 14} {middle})">{label}</g>')
     return parts
 
