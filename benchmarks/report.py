@@ -7,8 +7,9 @@ import os
 import sys
 from pathlib import Path
 
+import _attention_targets
+import _region_targets
 import _step_report
-from _attention_targets import table, targets
 from _results import RESULTS, ROOT, Measurement, Row, sources_hash
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -75,8 +76,10 @@ def section(measurement: Measurement, chart: Path) -> str:
     lines = [f"\n### {measurement.benchmark}\n", "".join(told) + "\n"]
     if chart.is_file():
         lines.append(f"![{measurement.benchmark}: {_what_is_drawn(measurement)}]({_from_page(chart)})\n")
-    wanted = table(targets(measurement.rows))
-    if wanted:
+    for room in (_attention_targets, _region_targets):
+        wanted = room.table(room.targets(measurement.rows))
+        if not wanted:
+            continue
         lines += (["Of the older kernel:\n"] if changed else []) + [*wanted, ""]
     if measurement.benchmark.startswith("step"):
         lines += _step_report.tables(measurement.rows, measurement.machine["gpu"], bool(changed))
@@ -93,7 +96,9 @@ def section(measurement: Measurement, chart: Path) -> str:
 
 
 def _what_is_drawn(measurement: Measurement) -> str:
-    return "time by part" if measurement.benchmark.startswith("step") else "time against tokens"
+    if measurement.benchmark.startswith("step"):
+        return "time by part"
+    return "memory against regions" if measurement.benchmark.startswith("region_loss") else "time against tokens"
 
 
 def _from_page(file: Path) -> str:

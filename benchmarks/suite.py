@@ -45,6 +45,7 @@ TESTS = (
 STEPS = (
     Step("parity", (*TESTS, "-m", "not slow"), takes_options=False, share=0.6),
     Step("attn_softcap", ("benchmarks/attn_softcap.py",), share=0.7),
+    Step("region_loss", ("benchmarks/region_loss.py",), share=0.5),
     Step("mask_embeddings", ("benchmarks/mask_embeddings.py",), share=0.5),
     Step("select_views", ("benchmarks/select_views.py", "--who", "triton", "cuda"), share=0.5),
     Step("reconstruction_loss", ("benchmarks/reconstruction_loss.py",)),

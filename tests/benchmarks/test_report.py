@@ -138,7 +138,7 @@ def test_a_step_gets_its_share_of_the_budget_and_leaves_the_rest(tmp_path):
 
 
 def test_suite_measures_in_order_of_worth():
-    ops = ["attn_softcap", "mask_embeddings", "select_views", "reconstruction_loss"]
+    ops = ["attn_softcap", "region_loss", "mask_embeddings", "select_views", "reconstruction_loss"]
     assert [one.name for one in suite.STEPS] == ["parity", *ops, "teacher", "step", "optimizers", "product"]
 
 
