@@ -16,21 +16,26 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import _region_plot
 import torch
 from _harness import Bench, first_line, parser
 from _region_check import DTYPE, Inputs, Judge, Shape
 from _region_targets import table, targets
+from _variants import Tiles
 from baselines import contrastive as baselines
 from baselines._library import NotInstalledError
 
 from locfast.kernels import _backend
 from locfast.kernels.region_contrastive_loss import OP, region_contrastive_loss
+from locfast.kernels.region_contrastive_loss.tiles import COSINES, HALF
 
 DIRECTIONS = ("forward", "both")
 BACKENDS = ("triton", "tiled", "reference")
 FIRST = "locfast triton"
+CUBLAS = "locfast triton, cosines by cuBLAS"
+"""The same passes over panels of cosines in memory, which a matrix product has left there."""
 REGIONS = (32768, 8192, 65536, 131072, 4096, 1024)
 FILTERED = [Shape(regions, 768) for regions in REGIONS]
 CASES = [
@@ -45,6 +50,7 @@ SMOKE = [Shape(regions, 32, threshold=threshold) for regions in (64, 200) for th
 WORTH = {
     "eager": REGIONS,  # 131072 of them have 64 GiB of logits: where that does not fit, it fails at once
     "torch.compile": (32768, 8192),  # seconds of compilation for a shape and direction
+    CUBLAS: (32768, 8192),
     "locfast tiled": (32768, 8192, 65536, 4096, 1024),
     "open_clip": (32768, 8192),
     "locfast reference": (8192, 4096, 1024),  # its products are in fp32
@@ -110,6 +116,14 @@ def options() -> argparse.Namespace:
     known.add_argument("--who", nargs="+", metavar="NAME", help="rows whose name contains one of these")
     known.add_argument("--cases", nargs="+", metavar="CASE", help='those whose name contains one of these: "R 8192,"')
     known.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=list(DIRECTIONS))
+    known.add_argument(
+        "--tiles",
+        nargs="+",
+        default=[],
+        type=lambda text: Tiles({"triton": HALF}, text),
+        metavar="triton-KERNEL:AxB..",
+        help="a row each beside the usual ones; numbers as in the op's tiles.py",
+    )
     known.add_argument("--all", action="store_true", help="everybody at every case: minutes")
     return known.parse_args()
 
@@ -118,8 +132,8 @@ def in_order_of_worth(
     shapes: list[Shape], contenders: list[Contender], everything: bool
 ) -> list[tuple[Shape, Contender]]:
     """First Triton at all shapes, then the others at those where they tell something."""
-    first = [one for one in contenders if one.name.startswith(FIRST)]
-    others = [one for one in contenders if not one.name.startswith(FIRST)]
+    first = [one for one in contenders if one.name.startswith(FIRST) and one.name != CUBLAS]
+    others = [one for one in contenders if one not in first]
     steps = [(shape, one) for shape in shapes for one in first]
     for shape in shapes:
         able = [one for one in others if one.peer is None or one.peer.filters or shape.threshold is None]
@@ -162,6 +176,10 @@ def present(bench: Bench, args: argparse.Namespace) -> list[Contender]:
                 found.append(one)
             except _backend.BackendError as error:
                 bench.absent(one.name, str(error))
+    if any(one.name == FIRST for one in found):
+        by_cublas = functools.partial(mock.patch.dict, COSINES, {"from": "cublas"})
+        found.append(Contender(CUBLAS, ours("triton"), setting=by_cublas))
+        found += [Contender(str(tiles), ours("triton"), setting=tiles.setting) for tiles in args.tiles]
     for peer in baselines.PEERS:
         if not _is_wanted(peer.name, args.who):
             continue

@@ -171,14 +171,14 @@ def triton_probe(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"no {str(dtype).removeprefix('torch.')}"
     if device.type != "cuda" and not (device.type == "cpu" and interpreting()):
         return f"needs a CUDA device, tensors are on {device.type}"
-    if device.type == "cuda" and _capability(device) < (8, 0):
+    if device.type == "cuda" and capability(device) < (8, 0):
         return "needs compute capability 8.0 or newer"
     return _triton_failure()
 
 
 def triton_fp8_probe(device: torch.device, dtype: torch.dtype) -> str | None:
     """Probe of Triton kernels that write e4m3, which GPUs have from sm_89 on."""
-    if device.type == "cuda" and _capability(device) < FP8_SINCE:
+    if device.type == "cuda" and capability(device) < FP8_SINCE:
         return "needs compute capability 8.9 or newer"
     return triton_probe(device, dtype)
 
@@ -198,7 +198,7 @@ def interpreting() -> bool:
 
 
 @functools.cache
-def _capability(device: torch.device) -> tuple[int, int]:
+def capability(device: torch.device) -> tuple[int, int]:
     """Of a GPU; where there is none a new one, so that what is told of it does not depend on this machine."""
     return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else (9, 0)
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .. import _backend
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -30,7 +32,10 @@ HALF = {
     "sigmoid": Tiles(128, 128, 64, 8, 3),
     "backward": Tiles(128, 128, 64, 4, 3),
 }
-"""bf16 and fp16, on tensor cores. "online" and "sigmoid" are the forward's other forms, which need more registers."""
+"""bf16 and fp16 on sm_90 and sm_100. "online" and "sigmoid", the forward's other forms, need more registers."""
+
+OLDER = {kernel: Tiles(128, 64, 32, 8, 3) for kernel in HALF}
+"""bf16 and fp16 on older GPUs and on sm_120, which have less shared memory and hold operands in registers."""
 
 FP32 = {
     "filter": Tiles(64, 64, 32, 8, 2),
@@ -51,7 +56,12 @@ PANEL = {"rows": 4096}
 """Rows of weights in memory at a time, in the backward: [rows, N] in the dtype of the products."""
 
 
-def tiles(kernel: str, dtype: torch.dtype) -> Tiles:
+def tiles(kernel: str, dtype: torch.dtype, device: torch.device) -> Tiles:
+    """Those that a launch takes; what an interpreter on a CPU interprets is for sm_90."""
+    return of_architecture(kernel, dtype, _backend.capability(device)[0])
+
+
+def of_architecture(kernel: str, dtype: torch.dtype, major: int) -> Tiles:
     if COSINES["from"] == "cublas" and kernel != "filter":
         return FROM_CUBLAS
-    return (FP32 if dtype == torch.float32 else HALF)[kernel]
+    return (FP32 if dtype == torch.float32 else HALF if major in (9, 10) else OLDER)[kernel]

@@ -15,17 +15,17 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .._variants import Variant, variant_of_launch
 from .block import FAINT, SAFE, Block, Sums, padded, shift_of, weight_unit
 from .filter import WORD
 from .products import product
 from .tiles import COSINES, PANEL, Tiles, tiles
-from .triton_pairs import LOWEST, _backward_kernel, _filter_kernel, _forward_kernel
+from .triton_backward import _backward_kernel
+from .triton_constants import GROUP, options, products, row_constants
+from .triton_filter import _filter_kernel
+from .triton_forward import _forward_kernel
 from .triton_rows import _finish_kernel, _prepare_kernel
+from .triton_variants import variants
 
-OP = "region_contrastive_loss"
-GROUP = 16
-"""Tiles below each other that run at one time."""
 ITEMS = 4
 """Pieces of work for each program of the forward: the fewer, the larger the share of the last one."""
 
@@ -43,7 +43,7 @@ def prepare(
     _prepare_kernel[(rows,)](
         *(regions, texts, _bytes(valid), *units, inverse, cosines, _bytes(padded_valid)),
         *(len(regions), rows),
-        **_row_constants(regions.shape[1], width),
+        **row_constants(regions.shape[1], width),
     )
     return units[0], units[1], inverse, cosines, padded_valid
 
@@ -56,7 +56,7 @@ def finish(
     result, along = torch.empty_like(x), torch.empty(len(x), dtype=torch.float32, device=x.device)
     _finish_kernel[(len(x),)](
         *(x, _bytes(valid), grad, inverse, slope.float(), partner, factor, result, along),
-        **_row_constants(x.shape[1], grad.shape[1]),
+        **row_constants(x.shape[1], grad.shape[1]),
     )
     return result, along
 
@@ -91,7 +91,7 @@ def gradients(
 ) -> Tensor | None:
     """As in tiled.py."""
     dtype, columns = block.regions.dtype, len(block.texts)
-    cut = tiles("backward", dtype)
+    cut = tiles("backward", dtype, block.regions.device)
     shift = shift_of(block.rate)
     if block.bias is None:
         lowest = torch.minimum(
@@ -120,7 +120,7 @@ def gradients(
             SIGMOID=block.bias is not None,
             GROUP=GROUP,
             **_constants(block, cut),
-            **_options(cut),
+            **options(cut),
         )
         if regions_grad is not None:
             product(part, block.texts, regions_grad[rows])
@@ -131,39 +131,36 @@ def gradients(
 
 def _sums(block: Block, form: str, offset: Tensor, wanted: Tensor | None = None) -> tuple[list[Tensor], list[Tensor]]:
     """What the forward kernel adds up for rows and for columns: totals, and peaks (of "sigmoid" slopes) after them."""
-    cut, device = tiles("forward" if form == "shifted" else form, block.regions.dtype), block.regions.device
-    columns = len(block.texts)
+    device, columns = block.regions.device, len(block.texts)
+    cut = tiles("forward" if form == "shifted" else form, block.regions.dtype, device)
     programs = cut.programs * _multiprocessors(device)
-    column_sums = [torch.zeros(programs, columns, device=device)] if form != "sigmoid" else []
-    if form == "online":
-        column_sums.append(torch.full((programs, columns), LOWEST.value, device=device))
+    kept = {"shifted": 1, "online": 2, "sigmoid": 0}[form]
+    column_sums = torch.empty(kept, programs, columns, device=device)
     row_sums: list[list[Tensor]] = []
     decided = block.threshold is None or block.dropped is not None
     for rows in _panels(block, whole=decided and not _from_cublas()):
         panel = rows.stop - rows.start
         segments = min(columns // cut.columns, triton.cdiv(ITEMS * programs, panel // cut.rows))
-        sums = torch.zeros(1 if form == "shifted" else 2, segments, panel, device=device)
-        if form == "online":
-            sums[1].fill_(LOWEST.value)
+        sums = torch.empty(1 if form == "shifted" else 2, segments, panel, device=device)
         _forward_kernel[(programs,)](
             *_operands(block, rows, cut),
             *(block.rate, offset, sums if wanted is None else wanted),
             *(sums[-1], sums[0]),
-            *(column_sums[-1], column_sums[0]) if column_sums else (sums, sums),
+            *((column_sums[-1], column_sums[0]) if kept else (sums, sums)),
             *(rows.start, panel, columns, segments),
             FORM=form,
             **_constants(block, cut),
-            **_options(cut),
+            **options(cut),
         )
         row_sums.append(_together(sums, form))
     by_row = [torch.cat(parts) for parts in zip(*row_sums, strict=True)]
-    return by_row, _together(column_sums, form) if column_sums else []
+    return by_row, _together(column_sums, form)
 
 
-def _together(sums: Tensor | list[Tensor], form: str) -> list[Tensor]:
+def _together(sums: Tensor, form: str) -> list[Tensor]:
     """From sums [parts, R] of disjoint terms to those of all."""
     if form != "online":
-        return [part.sum(0) for part in sums]
+        return list(sums.sum(1))
     total, peak = sums
     highest = peak.amax(0)
     return [(total * (peak - highest).exp2()).sum(0), highest]
@@ -174,8 +171,9 @@ def _either(again: Tensor, online: list[Tensor], total: Tensor, shift: Tensor) -
 
 
 def _dropped(block: Block, rows: slice, symmetric: bool = False) -> Tensor:
-    cut, columns, panel = tiles("filter", block.regions.dtype), len(block.texts), rows.stop - rows.start
-    words = torch.empty(panel, columns // WORD, dtype=torch.int32, device=block.regions.device)
+    device, columns, panel = block.regions.device, len(block.texts), rows.stop - rows.start
+    cut = tiles("filter", block.regions.dtype, device)
+    words = torch.empty(panel, columns // WORD, dtype=torch.int32, device=device)
     _filter_kernel[(panel // cut.rows * (columns // cut.columns),)](
         *_descriptors(block.captions, block.texts, cut),
         *(_bytes(block.row_valid), _bytes(block.column_valid)),
@@ -183,8 +181,8 @@ def _dropped(block: Block, rows: slice, symmetric: bool = False) -> Tensor:
         OWN=block.own,
         SYMMETRIC=symmetric,
         GROUP=GROUP,
-        **_products(block.regions, cut),
-        **_options(cut),
+        **products(block.regions, cut),
+        **options(cut),
     )
     return words
 
@@ -220,26 +218,7 @@ def _panels(block: Block, whole: bool = False) -> Iterator[slice]:
 
 def _constants(block: Block, cut: Tiles) -> dict[str, Any]:
     own = {"OWN": block.own, "HAS_BITS": block.threshold is not None, "FROM_CUBLAS": _from_cublas()}
-    return own | _products(block.regions, cut)
-
-
-def _products(units: Tensor, cut: Tiles) -> dict[str, Any]:
-    return {
-        "WIDTH": units.shape[1],
-        "BLOCK_M": cut.rows,
-        "BLOCK_N": cut.columns,
-        "BLOCK_K": cut.width,
-        "PRECISION": "ieee",  # of products of fp32 tiles; 16-bit ones run on tensor cores either way
-    }
-
-
-def _options(cut: Tiles) -> dict[str, Any]:
-    return {"num_warps": cut.num_warps, "num_stages": cut.num_stages, "enable_fp_fusion": True}
-
-
-def _row_constants(width: int, padded_width: int) -> dict[str, int]:
-    block = triton.next_power_of_2(padded_width)
-    return {"E": width, "WIDTH": padded_width, "BLOCK": block, "num_warps": max(1, min(8, block // 256))}
+    return own | products(block.regions, cut)
 
 
 def _bytes(flags: Tensor) -> Tensor:
@@ -251,73 +230,12 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-def variants() -> list[Variant]:
-    """The forms for E 768 on one rank, with the filter's bits kept, in every dtype."""
-    forms = (
-        ("filter", _filter_kernel, {"SYMMETRIC": True}),
-        ("forward", _forward_kernel, {"FORM": "shifted"}),
-        ("forward online", _forward_kernel, {"FORM": "online"}),
-        ("forward sigmoid", _forward_kernel, {"FORM": "sigmoid"}),
-        ("backward", _backward_kernel, {"SIGMOID": False}),
-        ("backward sigmoid", _backward_kernel, {"SIGMOID": True}),
-    )
-    return [
-        variant
-        for short, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32))
-        for variant in (
-            *(_pairs_variant(name, kernel, form, short, dtype) for name, kernel, form in forms),
-            *(_rows_variant(name, kernel, short) for name, kernel in _ROW_KERNELS.items()),
-        )
-    ]
-
-
-_ROW_KERNELS = {"prepare": _prepare_kernel, "finish": _finish_kernel}
-_SIZES = {"first_row": 0, "panel": 32768, "columns": 32768, "segments": 4}
-_WIDTH = 768
-
-
-def _pairs_variant(name: str, kernel: Any, form: dict[str, Any], short: str, dtype: torch.dtype) -> Variant:
-    cut = tiles(name.replace("forward ", "").replace("backward sigmoid", "backward"), dtype)
-    constants: dict[str, Any] = {"OWN": True, **form, **_products(torch.empty(0, _WIDTH), cut)}
-    if kernel is not _filter_kernel:
-        constants |= {"HAS_BITS": True, "FROM_CUBLAS": False}
-    if kernel is not _forward_kernel:
-        constants["GROUP"] = GROUP
-    if kernel is _backward_kernel:
-        constants["UNIT"] = weight_unit(dtype)
-    types = _types(kernel, short) | ({"threshold": "fp32"} if kernel is _filter_kernel else {})
-    for argument, rows in zip(kernel.arg_names[:2], (cut.rows, cut.columns), strict=True):
-        types[argument] = f"tensordesc<{short}[{rows}, {cut.width}]>"
-    return variant_of_launch(
-        f"{OP} {name} {short}",
-        kernel,
-        types,
-        {key: value for key, value in _SIZES.items() if key in kernel.arg_names},
-        constants,
-        dtype=short,
-        head_dim=cut.columns,
-        needs_tensor_cores=short != "fp32" and name in ("filter", "forward", "backward"),
-        num_warps=cut.num_warps,
-        num_stages=cut.num_stages,
-    )
-
-
-def _rows_variant(name: str, kernel: Any, short: str) -> Variant:
-    constants = _row_constants(_WIDTH, _WIDTH)
-    num_warps = constants.pop("num_warps")
-    integers = {"rows": 32768, "padded": 32768} if name == "prepare" else {}
-    return variant_of_launch(
-        f"{OP} {name} {short}", kernel, _types(kernel, short), integers, constants, dtype=short, num_warps=num_warps
-    )
-
-
-def _types(kernel: Any, short: str) -> dict[str, str]:
-    kinds = {"valid_ptr": "*u8", "dropped_ptr": "*i32", "wanted_ptr": "*i32", "apart_ptr": "*i32"}
-    kinds |= {"row_valid_ptr": "*u8", "column_valid_ptr": "*u8", "padded_valid_ptr": "*u8"}
-    data = {"regions_ptr", "texts_ptr", "region_units_ptr", "text_units_ptr"}
-    data |= {"weights_ptr", "x_ptr", "x_grad_ptr", "partner_ptr"}
-    return {
-        name: kinds.get(name, f"*{short}" if name in data else "*fp32")
-        for name in kernel.arg_names
-        if name.endswith("_ptr")
-    }
+__all__ = [
+    "dropped_pairs",
+    "finish",
+    "gradients",
+    "negatives",
+    "negatives_sigmoid",
+    "prepare",
+    "variants",
+]

@@ -16,6 +16,7 @@ from locfast.kernels.mask_embeddings import triton as mask_embeddings
 from locfast.kernels.philox import triton as philox
 from locfast.kernels.quantize_rows import triton as quantize_rows
 from locfast.kernels.reconstruction_loss import triton as reconstruction_loss
+from locfast.kernels.region_contrastive_loss import ops as region_losses
 from locfast.kernels.softcap_attention import triton as attention
 
 
@@ -44,6 +45,8 @@ def main() -> None:
     tokens, scale, slopes = torch.zeros(1, 1, 1, 1), torch.ones(()), torch.zeros(2, 1, 1, 1)
     reconstruction_loss.token_distance(tokens, tokens, scale, "cosine")
     reconstruction_loss.token_distance_backward(tokens[0], tokens, tokens, scale, slopes, "cosine")
+    for bias in (None, scale):
+        launch_region_loss(bias)
     philox.philox(torch.zeros(1, 4, dtype=torch.int64), (1, 2**32 - 1))
 
 
@@ -53,6 +56,14 @@ def launch_attention(dtype: torch.dtype, masked: bool) -> None:
     key_mask = torch.ones(1, 1, dtype=torch.bool) if masked else None
     saved = attention.softcap_attention(q, q, q, 30.0, 1.0, key_mask, dtype != torch.float32)
     attention.softcap_attention_backward(grad, q, q, q, *saved, 30.0, 1.0, key_mask)
+
+
+def launch_region_loss(bias: torch.Tensor | None) -> None:
+    """Of either form; through the operators' own functions, which do no more than launch on a rank alone."""
+    x, number, valid = torch.zeros(1, 1, dtype=torch.bfloat16), torch.ones(()), torch.ones(1, dtype=torch.bool)
+    where = "", "auto", "triton"
+    loss, *saved = region_losses._forward(x, x, number, bias, valid, 0.9, x.dtype, *where[:2], True, where[2])
+    region_losses._backward(loss, x, x, number, bias, *saved, 0.9, [True] * 4, *where)
 
 
 def _compiled_and_not_run(run: Any) -> Any:

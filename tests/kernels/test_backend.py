@@ -88,7 +88,7 @@ def test_fused_kernels_refuse_dtypes_they_do_not_have():
 
 
 def test_triton_leaves_gpus_before_ampere_to_plain_pytorch(monkeypatch):
-    monkeypatch.setattr(_backend, "_capability", lambda device: (7, 5))
+    monkeypatch.setattr(_backend, "capability", lambda device: (7, 5))
     assert _backend.triton_probe(GPU, torch.float16) == "needs compute capability 8.0 or newer"
 
 

@@ -24,12 +24,21 @@ def test_every_kernel_compiles(kernels):
     assert {name: row.failed for name, row in kernels.items() if row.failed} == {}
     ops = {name.split()[0] for name in kernels}
     assert ops >= {"mask_embeddings", "philox", "quantize_rows", "reconstruction_loss", "softcap_attention"}
+    assert "region_contrastive_loss" in ops
 
 
 def test_attention_runs_on_tensor_cores_and_spills_nothing(kernels):
     checked = {(row.dtype, row.head_dim) for row in kernels.values() if is_checked(row)}
     assert checked >= {(dtype, width) for dtype in ("bf16", "fp16") for width in (64, 72, 80, 128)}
     assert offences(list(kernels.values())) == []
+
+
+def test_the_region_losses_run_on_tensor_cores_and_spill_nothing(kernels):
+    checked = {row.kernel for row in kernels.values() if is_checked(row)}
+    for form in ("filter", "forward", "backward"):
+        assert {f"region_contrastive_loss {form} {dtype}" for dtype in ("bf16", "fp16")} <= checked
+    rare = [row for name, row in kernels.items() if name.startswith("region_contrastive_loss")]
+    assert {row.kernel: row.spill_bytes for row in rare if row.spill_bytes} == {}
 
 
 def test_elementwise_kernels_spill_nothing(kernels):

@@ -1,0 +1,75 @@
+"""Weights of the pairs of a panel of rows, which the products of the backward read."""
+
+import triton
+import triton.language as tl
+
+from .triton_tile import _cosines, _facts, _place, _select
+
+
+@triton.jit
+def _backward_kernel(
+    regions,  # descriptor of [M, WIDTH]
+    texts,  # descriptor of [N, WIDTH]
+    cosines_ptr,  # [panel, columns] fp32
+    dropped_ptr,  # [panel, columns / 32] int32
+    row_valid_ptr,  # [M] uint8
+    column_valid_ptr,  # [N] uint8
+    rate_ptr,  # [1] fp32
+    offset_ptr,  # [1] fp32
+    apart_ptr,  # [1] int32: whether rows and columns have a peak each
+    row_peak_ptr,  # [M] fp32
+    row_inverse_ptr,  # [M] fp32
+    column_peak_ptr,  # [N] fp32
+    column_inverse_ptr,  # [N] fp32
+    weights_ptr,  # [panel, columns]
+    first_row,
+    columns,
+    UNIT: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    OWN: tl.constexpr,
+    HAS_BITS: tl.constexpr,
+    FROM_CUBLAS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """The weights of a panel of rows: derivatives of the losses of rows and columns with respect to the logits."""
+    panel_row, column = _place(columns, BLOCK_M, BLOCK_N, GROUP)
+    row = first_row + panel_row
+    i, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    facts = _facts(
+        dropped_ptr, row_valid_ptr, column_valid_ptr, panel_row, row, column, columns, HAS_BITS, BLOCK_M, BLOCK_N
+    )
+    logits = _cosines(
+        regions,
+        texts,
+        cosines_ptr,
+        panel_row,
+        row,
+        column,
+        columns,
+        FROM_CUBLAS,
+        WIDTH,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+        PRECISION,
+    )
+    logits = logits * tl.load(rate_ptr) + tl.load(offset_ptr)
+    if SIGMOID:
+        small = tl.exp2(-tl.abs(logits))
+        weights = tl.where(logits < 0, small, 1.0) / (1.0 + small)
+    else:
+        row_inverse, column_inverse = tl.load(row_inverse_ptr + row + i), tl.load(column_inverse_ptr + column + j)
+        if tl.load(apart_ptr) == 0:
+            weights = tl.exp2(logits) * (row_inverse[:, None] + column_inverse[None, :])
+        else:
+            row_peak, column_peak = tl.load(row_peak_ptr + row + i), tl.load(column_peak_ptr + column + j)
+            weights = tl.exp2(logits - row_peak[:, None]) * row_inverse[:, None]
+            weights += tl.exp2(logits - column_peak[None, :]) * column_inverse[None, :]
+    weights = _select(weights * UNIT, 0.0, facts, row, column, OWN, HAS_BITS, BLOCK_M, BLOCK_N)
+    place = (panel_row + i).to(tl.int64)[:, None] * columns + (column + j)[None, :]
+    tl.store(weights_ptr + place, weights.to(weights_ptr.dtype.element_ty))

@@ -1,0 +1,30 @@
+"""Compile-time arguments and options that launches and the list of compiled forms share."""
+
+from typing import Any
+
+import triton
+from torch import Tensor
+
+from .tiles import Tiles
+
+GROUP = 16
+"""Tiles below each other that run at one time."""
+
+
+def products(units: Tensor, cut: Tiles) -> dict[str, Any]:
+    return {
+        "WIDTH": units.shape[1],
+        "BLOCK_M": cut.rows,
+        "BLOCK_N": cut.columns,
+        "BLOCK_K": cut.width,
+        "PRECISION": "ieee",  # of products of fp32 tiles; 16-bit ones run on tensor cores either way
+    }
+
+
+def options(cut: Tiles) -> dict[str, Any]:
+    return {"num_warps": cut.num_warps, "num_stages": cut.num_stages, "enable_fp_fusion": True}
+
+
+def row_constants(width: int, padded_width: int) -> dict[str, int]:
+    block = triton.next_power_of_2(padded_width)
+    return {"E": width, "WIDTH": padded_width, "BLOCK": block, "num_warps": max(1, min(8, block // 256))}

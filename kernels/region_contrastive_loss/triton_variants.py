@@ -1,0 +1,97 @@
+"""Every compiled form of the Triton kernels in use, for a look at the machine code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .._variants import Variant, variant_of_launch
+from .block import weight_unit
+from .tiles import of_architecture
+from .triton_backward import _backward_kernel
+from .triton_constants import GROUP, products, row_constants
+from .triton_filter import _filter_kernel
+from .triton_forward import _forward_kernel
+from .triton_rows import _finish_kernel, _prepare_kernel
+
+
+def variants() -> list[Variant]:
+    """The forms for E 768 on one rank, with the filter's bits kept, in every dtype, before sm_90 and from there on."""
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    pairs = [
+        _pairs_variant(name, short, dtype, major)
+        for short, dtype in dtypes.items()
+        for name in _PAIR_KERNELS
+        for major in (8, 9)
+    ]
+    return pairs + [_rows_variant(name, short) for short in dtypes for name in _ROW_KERNELS]
+
+
+_PAIR_KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "filter": (_filter_kernel, {"SYMMETRIC": True}),
+    "forward": (_forward_kernel, {"FORM": "shifted"}),
+    "forward online": (_forward_kernel, {"FORM": "online"}),
+    "forward sigmoid": (_forward_kernel, {"FORM": "sigmoid"}),
+    "backward": (_backward_kernel, {"SIGMOID": False}),
+    "backward sigmoid": (_backward_kernel, {"SIGMOID": True}),
+}
+_ROW_KERNELS = {"prepare": _prepare_kernel, "finish": _finish_kernel}
+_SIZES = {"first_row": 0, "panel": 32768, "columns": 32768, "segments": 4}
+_WIDTH = 768
+
+
+def _pairs_variant(name: str, short: str, dtype: torch.dtype, major: int) -> Variant:
+    kernel, form = _PAIR_KERNELS[name]
+    cut = of_architecture(name.replace("forward ", "").replace("backward sigmoid", "backward"), dtype, major)
+    constants: dict[str, Any] = {"OWN": True, **form, **products(torch.empty(0, _WIDTH), cut)}
+    if kernel is not _filter_kernel:
+        constants |= {"HAS_BITS": True, "FROM_CUBLAS": False}
+    if kernel is not _forward_kernel:
+        constants["GROUP"] = GROUP
+    if kernel is _backward_kernel:
+        constants["UNIT"] = weight_unit(dtype)
+    types = _types(kernel, short) | ({"threshold": "fp32"} if kernel is _filter_kernel else {})
+    for argument, rows in zip(kernel.arg_names[:2], (cut.rows, cut.columns), strict=True):
+        types[argument] = f"tensordesc<{short}[{rows}, {cut.width}]>"
+    return variant_of_launch(
+        f"region_contrastive_loss {name} {short}",
+        kernel,
+        types,
+        {key: value for key, value in _SIZES.items() if key in kernel.arg_names},
+        constants,
+        dtype=short,
+        head_dim=cut.width,
+        needs_tensor_cores=short != "fp32" and name in ("filter", "forward", "backward"),
+        num_warps=cut.num_warps,
+        num_stages=cut.num_stages,
+        architectures=(0, 89) if major < 9 else (90, 119),
+    )
+
+
+def _rows_variant(name: str, short: str) -> Variant:
+    kernel = _ROW_KERNELS[name]
+    constants = row_constants(_WIDTH, _WIDTH)
+    num_warps = constants.pop("num_warps")
+    integers = {"rows": 32768, "padded": 32768} if name == "prepare" else {}
+    return variant_of_launch(
+        f"region_contrastive_loss {name} {short}",
+        kernel,
+        _types(kernel, short),
+        integers,
+        constants,
+        dtype=short,
+        num_warps=num_warps,
+    )
+
+
+def _types(kernel: Any, short: str) -> dict[str, str]:
+    kinds = {"valid_ptr": "*u8", "dropped_ptr": "*i32", "wanted_ptr": "*i32", "apart_ptr": "*i32"}
+    kinds |= {"row_valid_ptr": "*u8", "column_valid_ptr": "*u8", "padded_valid_ptr": "*u8"}
+    data = {"regions_ptr", "texts_ptr", "region_units_ptr", "text_units_ptr"}
+    data |= {"weights_ptr", "x_ptr", "x_grad_ptr", "partner_ptr"}
+    return {
+        name: kinds.get(name, f"*{short}" if name in data else "*fp32")
+        for name in kernel.arg_names
+        if name.endswith("_ptr")
+    }
