@@ -52,8 +52,10 @@ FROM_CUBLAS = Tiles(32, 256, 64, 8, 1, 4)
 COSINES = {"from": "tiles"}
 """Where the cosines of regions and texts come from: "tiles" in registers, or "cublas", a panel of rows in memory."""
 
-PANEL = {"rows": 4096}
-"""Rows of weights in memory at a time, in the backward: [rows, N] in the dtype of the products."""
+PANEL = {"rows": 5632}
+"""Rows of weights in memory at a time, in the backward: [rows, N] in the dtype of the products.
+
+An H200's 132 multiprocessors then have a tile of 128 x 256 each of a product with E 768."""
 
 
 def tiles(kernel: str, dtype: torch.dtype, device: torch.device) -> Tiles:

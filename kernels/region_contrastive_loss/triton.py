@@ -26,8 +26,8 @@ from .triton_forward import _forward_kernel
 from .triton_rows import _finish_kernel, _prepare_kernel
 from .triton_variants import variants
 
-ITEMS = 4
-"""Pieces of work for each program of the forward: the fewer, the larger the share of the last one."""
+MAX_SEGMENTS = 64
+"""Into which the columns are cut, so that programs of the forward end at about one time."""
 
 
 def prepare(
@@ -140,7 +140,7 @@ def _sums(block: Block, form: str, offset: Tensor, wanted: Tensor | None = None)
     decided = block.threshold is None or block.dropped is not None
     for rows in _panels(block, whole=decided and not _from_cublas()):
         panel = rows.stop - rows.start
-        segments = min(columns // cut.columns, triton.cdiv(ITEMS * programs, panel // cut.rows))
+        segments = _segments(panel // cut.rows, columns // cut.columns, programs)
         sums = torch.empty(1 if form == "shifted" else 2, segments, panel, device=device)
         _forward_kernel[(programs,)](
             *_operands(block, rows, cut),
@@ -155,6 +155,15 @@ def _sums(block: Block, form: str, offset: Tensor, wanted: Tensor | None = None)
         row_sums.append(_together(sums, form))
     by_row = [torch.cat(parts) for parts in zip(*row_sums, strict=True)]
     return by_row, _together(column_sums, form)
+
+
+def _segments(blocks: int, tiles: int, programs: int) -> int:
+    """How often to cut a block of rows, so that the busiest program has least to do; a tile more for every new item."""
+
+    def busiest(segments: int) -> int:
+        return triton.cdiv(blocks * segments, programs) * (triton.cdiv(tiles, segments) + 1)
+
+    return min(range(1, min(tiles, MAX_SEGMENTS) + 1), key=busiest)
 
 
 def _together(sums: Tensor, form: str) -> list[Tensor]:
