@@ -175,8 +175,7 @@ def _backward(
 
         # Two directions, each the mean over all valid rows; the sigmoid loss has one.
         share = grad.double() / (count if bias is not None else 2 * count)
-        empty = regions.new_empty(0)
-        results = [empty, empty, empty, empty]
+        results = [regions.new_empty(0) for _ in needs]
         if needs_bias and logit_bias is not None:
             results[3] = _like(logit_bias, (torch.where(valid, row_log2, 0).sum() + slope.sum()) * share)
         share, slope = (share / unit).to(inverse.dtype), slope * unit
@@ -249,8 +248,8 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     along_regions = needs[0] or needs[2]
     return (
-        torch.empty_like(regions) if along_regions else regions.new_empty(0),
-        torch.empty_like(texts) if needs[1] else regions.new_empty(0),
+        regions.new_empty(regions.shape) if along_regions else regions.new_empty(0),
+        texts.new_empty(texts.shape) if needs[1] else regions.new_empty(0),
         torch.empty_like(logit_scale) if along_regions else regions.new_empty(0),
         torch.empty_like(logit_bias) if needs[3] and logit_bias is not None else regions.new_empty(0),
     )

@@ -66,7 +66,7 @@ def negatives_sigmoid(block: Block) -> tuple[Tensor, Tensor]:
     for rows in _panels(block):
         dropped = _dropped(block, rows)
         logits = _logits(block, rows).div_(LOG2E)
-        losses.append(F.softplus(logits, threshold=90).masked_fill_(dropped, 0).sum(1))
+        losses.append(F.softplus(logits, threshold=80).masked_fill_(dropped, 0).sum(1))
         slopes.append(logits.sigmoid_().masked_fill_(dropped, 0).sum(1))
     return torch.cat(losses), torch.cat(slopes)
 
