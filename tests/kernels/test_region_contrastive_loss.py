@@ -1,0 +1,182 @@
+"""The region losses are right: their formulas, their derivatives, and every backend beside the reference."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from locfast.kernels.region_contrastive_loss import region_contrastive_loss, region_sigmoid_loss, tiled
+
+from .region_loss_checks import (
+    FORMS,
+    FUSED,
+    NAMES,
+    a_third_invalid,
+    check,
+    make_inputs,
+    run,
+    usable,
+)
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SMALL = (
+    (1, 5),
+    (7, 33),
+    (129, 5),
+    (129, 64),
+)  # regions and width: no rows fill Triton's tiles of 128, one width those of 64
+LARGE = ((129, 768), (300, 33), (300, 64), (300, 768))
+BACKENDS = [
+    *(("tiled", *shape) for shape in (*SMALL, *LARGE)),
+    *(("triton", *shape) for shape in SMALL),
+    *(pytest.param("triton", *shape, marks=pytest.mark.slow) for shape in LARGE),
+]
+
+
+def double_inputs(rows: int):
+    regions, texts, scale = make_inputs(rows, 4, torch.float64)
+    return regions.requires_grad_(), texts.requires_grad_(), scale.double().requires_grad_()
+
+
+def forms_in_fp64(valid, backend):
+    """Both losses as functions of regions, texts, scale and bias; the first takes no notice of the bias."""
+    options = dict(valid=valid, backend=backend, filter_threshold=0.9)
+    return (
+        lambda r, t, s, b: region_contrastive_loss(r, t, logit_scale=s, **options),
+        lambda r, t, s, b: region_sigmoid_loss(r, t, logit_scale=s, logit_bias=b, **options),
+    )
+
+
+def test_losses_are_their_formulas_written_as_a_loop():
+    regions, texts, scale = (x.detach() for x in double_inputs(9))
+    valid = torch.arange(9) != 4
+    contrastive, sigmoid = (form(regions, texts, scale, -2.0) for form in forms_in_fp64(valid, "reference"))
+    r, t = F.normalize(regions, dim=1).tolist(), F.normalize(texts, dim=1).tolist()
+
+    def cosine(a, b):
+        return sum(x * y for x, y in zip(a, b, strict=True))
+
+    ways, ones, dropped, rows = 0.0, 0.0, 0, [i for i in range(9) if i != 4]
+    for i in rows:
+        counted = [j for j in rows if i == j or cosine(t[i], t[j]) <= 0.9]
+        dropped += len(rows) - len(counted)
+        own = scale.item() * cosine(r[i], t[i])
+        ways -= own - math.log(sum(math.exp(scale.item() * cosine(r[i], t[j])) for j in counted))
+        ways -= own - math.log(sum(math.exp(scale.item() * cosine(r[j], t[i])) for j in counted))
+        for j in counted:
+            z = 1 if i == j else -1
+            ones += math.log1p(math.exp(-z * (scale.item() * cosine(r[i], t[j]) - 2.0)))
+    assert 0 < dropped < 56
+    torch.testing.assert_close(contrastive.item(), ways / 16)
+    torch.testing.assert_close(sigmoid.item(), ones / 8)
+
+
+def test_reference_has_right_first_and_second_derivatives():
+    regions, texts, scale = double_inputs(5)
+    bias = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
+    valid = torch.tensor([True, True, False, True, True])
+    for form in forms_in_fp64(valid, "reference"):
+        assert torch.autograd.gradcheck(form, (regions, texts, scale, bias))
+        assert torch.autograd.gradgradcheck(form, (regions, texts, scale, bias))
+
+
+def test_tiled_backward_passes_gradcheck(monkeypatch):
+    monkeypatch.setitem(tiled.MAX_PANEL, "cpu", 3 * 7)  # panels of three rows, and one of the rest
+    regions, texts, scale = double_inputs(7)
+    bias = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
+    for form in forms_in_fp64(torch.arange(7) != 2, "tiled"):
+        assert torch.autograd.gradcheck(form, (regions, texts, scale, bias))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("backend", "rows", "width"), BACKENDS)
+def test_fused_backends_equal_the_reference(backend, rows, width, dtype, form, device):
+    usable(backend, device)
+    for scale in (1.0, 100.0):
+        check(make_inputs(rows, width, dtype, device, scale), form, backend)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", FUSED)
+def test_rows_that_are_not_valid_count_nowhere_whatever_they_hold(backend, dtype, form, device):
+    usable(backend, device)
+    regions, texts, scale = make_inputs(150, 33, dtype, device, 20.0)
+    regions, texts, valid = a_third_invalid(regions, texts)
+    check((regions, texts, scale), form, backend, valid=valid)
+    _, regions_grad, texts_grad, *_ = run((regions, texts, scale), form, backend, valid)
+    assert not regions_grad[~valid].any() and not texts_grad[~valid].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", FUSED)
+def test_without_a_filter_it_is_clip_s_loss(backend, dtype, device):
+    usable(backend, device)
+    regions, texts, scale = make_inputs(140, 64, dtype, device, 50.0)
+    logits = 50 * F.normalize(regions.double(), dim=-1) @ F.normalize(texts.double(), dim=-1).T
+    own = torch.arange(140, device=device)
+    clip = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    found = run((regions, texts, scale), "contrastive", backend, threshold=None)[0]
+    # A cosine of rounded unit rows errs by eps at most, a loss by twice its scale times that.
+    torch.testing.assert_close(found.double(), clip, rtol=0, atol=2 * 50 * torch.finfo(dtype).eps)
+    check((regions, texts, scale), "contrastive", backend, threshold=None)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("sign", [1, -1], ids=["near 1", "near -1"])
+@pytest.mark.parametrize("backend", FUSED)
+def test_cosines_all_at_one_end_of_a_high_scale_are_right(backend, sign, form, device):
+    """2^(logit - the highest logit there can be) is no fp32 number for any of them where all are near -1."""
+    usable(backend, device)
+    generator = torch.Generator().manual_seed(3)
+    centre = F.normalize(torch.randn(40, generator=generator), dim=0)
+    regions, texts = (
+        (side * centre + 0.01 * torch.randn(140, 40, generator=generator)).to(device) for side in (sign, 1)
+    )
+    for dtype in DTYPES:
+        inputs = (regions.to(dtype), texts.to(dtype), torch.tensor(100.0, device=device))
+        check(inputs, form, backend, threshold=None, bias=-100.0 * sign)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", ("reference", *FUSED))
+def test_equal_captions_are_no_negatives_of_each_other(backend, form, device):
+    """Every negative is filtered. What is left of InfoNCE is nothing, and of SigLIP's loss the positives."""
+    usable(backend, device)
+    regions, texts, scale = make_inputs(140, 33, torch.float32, device)
+    texts = texts[:1].expand_as(texts)
+    found = run((regions, texts, scale), form, backend)
+    if form == "contrastive":
+        assert found[0].abs() <= 1e-6
+        assert all(x.abs().max() <= 1e-5 for x in found[1:])
+    else:
+        positives = scale * F.cosine_similarity(regions, texts) - 2.5
+        torch.testing.assert_close(found[0], -F.logsigmoid(positives).mean(), rtol=1e-5, atol=0)
+        assert all(x.isfinite().all() for x in found)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", ("reference", *FUSED))
+def test_no_valid_row_means_no_loss_and_no_gradient(backend, form, device):
+    usable(backend, device)
+    regions, texts, scale = make_inputs(5, 8, torch.float32, device)
+    valid = torch.zeros(5, dtype=torch.bool, device=device)
+    for x in (regions, torch.full_like(regions, float("nan"))):
+        for name, value in zip(NAMES, run((x, texts, scale), form, backend, valid), strict=False):
+            assert not value.any(), name
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", ("reference", *FUSED))
+def test_rows_of_zeros_have_a_cosine_of_zero_with_everything(backend, form, device):
+    """As F.normalize has it, and a gradient of 1e12 times another's unit row."""
+    usable(backend, device)
+    regions, texts, scale = make_inputs(12, 8, torch.float32, device)
+    regions[3], texts[5] = 0, 0
+    found, wanted = run((regions, texts, scale), form, backend), run((regions, texts, scale), form, "reference")
+    for name, a, b in zip(NAMES, found, wanted, strict=False):
+        assert a.isfinite().all(), name
+        # Of fp32 sums at most 12 terms of either size, hence a few units in the last place of the largest.
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6 * b.abs().max().item(), msg=name)
