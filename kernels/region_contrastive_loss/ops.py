@@ -63,8 +63,8 @@ def _forward(
         every_positive, every_valid = ranks.all(torch.stack([positives, row_valid.double()])).unbind(1)
         count = every_valid.sum().clamp(min=1)
 
-        kept: dict[int, Tensor] = {}
         row_log2, column_log2, loss = None, torch.zeros_like(every_positive), positives.new_zeros(())
+        bits = regions.new_empty(0, dtype=torch.int32)
         for owner, theirs in ranks.forward(text_units):
             block = Block(
                 region_units,
@@ -78,8 +78,13 @@ def _forward(
                 threshold,
             )
             if threshold is not None and keeps_filter:
-                kept[owner] = kernels.dropped_pairs(block)
-                block = block.keeping(kept[owner])
+                words = kernels.dropped_pairs(block)
+                if ranks.size == 1:  # R^2 / 8 bytes, and no copy of them
+                    bits = words[None]
+                else:
+                    bits = bits if bits.numel() else words.new_empty(ranks.size, *words.shape)
+                    bits[owner] = words
+                block = block.keeping(bits[owner])
             if bias is None:
                 rows, columns = kernels.negatives(block)
                 column_log2[owner] = columns.log2()
@@ -102,9 +107,6 @@ def _forward(
         loss = loss + torch.where(row_valid, losses, 0).sum()
         slope = torch.where(row_valid, slope, 0)
         loss = ranks.sum(loss) / count
-        bits = regions.new_empty(0, dtype=torch.int32)
-        if kept:
-            bits = torch.stack([kept[owner] for owner in range(ranks.size)])
     facts = torch.stack([row_log2, slope, row_valid.double()])
     columns = torch.stack([column_log2, every_valid])
     wide = torch.float64 if dtype == torch.float64 else torch.float32

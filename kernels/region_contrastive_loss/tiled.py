@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .block import LOG2E, Block, Sums, weight_unit
-from .filter import exceeds, pack, unpack
+from .filter import WORD, exceeds, pack, unpack
 from .products import product
 
 MAX_PANEL = {"cpu": 1 << 22, "cuda": 1 << 26}
@@ -37,7 +37,10 @@ def prepare(
 
 def dropped_pairs(block: Block) -> Tensor:
     """Words [M, ceil(N / 32)]: the pairs that count nowhere."""
-    return torch.cat([pack(_dropped(block, rows)) for rows in _panels(block)])
+    words = block.texts.new_empty(len(block.regions), -(-len(block.texts) // WORD), dtype=torch.int32)
+    for rows in _panels(block):
+        words[rows] = pack(_dropped(block, rows))
+    return words
 
 
 def negatives(block: Block) -> tuple[Sums, Sums]:
