@@ -1,4 +1,4 @@
-"""Do texts better travel round a ring of ranks, or are they gathered? The region-contrastive loss, forward and backward.
+"""Do texts better travel round a ring of ranks, or are they gathered? A region-contrastive loss with its backward.
 
 Ranks are processes of this machine: gloo between CPUs, NCCL between GPUs. On a CPU they share its cores, so that only
 the difference of two rows tells something. The time is that of the slowest rank.

@@ -54,9 +54,13 @@ class _Group(Alone):
         self.group, self.rank, self.size = group, group.rank(), group.size()
 
     def all(self, own: Tensor) -> Tensor:
-        result = own.new_empty(self.size, *own.shape)
-        dist.all_gather_into_tensor(result, own.contiguous(), group=self.group)
+        result, _ = self._gather(own.contiguous(), False)
         return result
+
+    def _gather(self, own: Tensor, later: bool) -> tuple[Tensor, dist.Work | None]:
+        flat = own.new_empty(self.size * len(own), *own.shape[1:])  # the one shape that gloo takes too
+        work = dist.all_gather_into_tensor(flat, own, group=self.group, async_op=later)
+        return flat.unflatten(0, (self.size, len(own))), work
 
     def sum(self, values: Tensor) -> Tensor:
         dist.all_reduce(values, group=self.group)
@@ -118,8 +122,7 @@ class Gather(_Group):
         self._sums: list[tuple[dist.Work | None, Tensor]] = []
 
     def forward(self, texts: Tensor) -> Iterator[tuple[int, Tensor]]:
-        every = texts.new_empty(self.size, *texts.shape)
-        work = dist.all_gather_into_tensor(every, texts, group=self.group, async_op=True)
+        every, work = self._gather(texts, True)
         yield self.rank, texts
         _wait(work)
         for owner in range(self.size):
