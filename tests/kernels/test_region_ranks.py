@@ -36,7 +36,7 @@ def of_group(ranks: list[dict], case: Case) -> list[dict]:
 
 
 def assert_rounded_otherwise(found: Tensor, wanted: Tensor, name: str, error: float = 2**-20) -> None:
-    """In fp32: 15 powers of two of a logit err by 2^-21 where they are summed in another order, and so do two weights."""
+    """In fp32 a logit of 15 powers of two errs by 2^-21 if summed in another order, and two weights with it."""
     assert found.dtype == wanted.dtype
     found, wanted = found.double(), wanted.double()
     torch.testing.assert_close(found, wanted, rtol=error, atol=error * wanted.abs().max().item(), msg=name)
