@@ -7,7 +7,7 @@ at once, and gradients are summed at their owners: fewer messages, memory for al
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,9 @@ from torch import Tensor
 
 TEXTS, GRADIENTS = 0, 1
 """Tags of messages."""
+
+_all_gather: Callable[..., dist.Work | None] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+"""By the name that newer versions of PyTorch give it."""
 
 
 class Alone:
@@ -59,7 +62,7 @@ class _Group(Alone):
 
     def _gather(self, own: Tensor, later: bool) -> tuple[Tensor, dist.Work | None]:
         flat = own.new_empty(self.size * len(own), *own.shape[1:])  # the one shape that gloo takes too
-        work = dist.all_gather_into_tensor(flat, own, group=self.group, async_op=later)
+        work = _all_gather(flat, own, group=self.group, async_op=later)
         return flat.unflatten(0, (self.size, len(own))), work
 
     def sum(self, values: Tensor) -> Tensor:

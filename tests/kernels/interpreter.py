@@ -14,7 +14,10 @@ import pytest
 import torch
 
 from locfast.kernels._backend import interpreting
+from locfast.kernels.region_contrastive_loss import block, tiles
 
+SMALL = tiles.Tiles(32, 64, 32, 4, 2)
+"""Tiles of the region losses there: it is slow, and a hundred rows are several of these."""
 TANH = "tanh.approx.f32 $0, $1;"
 # Two values, $3 and $4, into the lower and the upper half of $0 (cvt puts its first operand above), and wide again.
 ROUND_BF16 = """{
@@ -90,6 +93,10 @@ def mend_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
             ]
         return SimpleNamespace(get_result=results.__getitem__)
 
+    for table in (tiles.HALF, tiles.FP32):
+        for kernel in table:
+            monkeypatch.setitem(table, kernel, SMALL)
+    monkeypatch.setattr(block, "TILE", (SMALL.columns, SMALL.width))
     monkeypatch.setattr(interpreter, "_convert_float", convert_float)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", create_fma)
