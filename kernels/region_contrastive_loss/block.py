@@ -33,10 +33,10 @@ class Block:
     """[N] bool."""
     own: bool
     """Whether they are the rank's own texts: then pair (i, i) is a positive, which is in none of a block's sums."""
-    rate: Tensor
-    """[] logits per cosine, in powers of two."""
+    scale: Tensor
+    """[] fp64, logits per cosine."""
     bias: Tensor | None
-    """[] added to the logits, in powers of two, for the sigmoid loss; None for the contrastive one."""
+    """[] fp64, added to the logits, for the sigmoid loss; None for the contrastive one."""
     threshold: float | None
     """Cosine of two captions above which their pair is dropped."""
     dropped: Tensor | None = None
@@ -48,14 +48,15 @@ class Block:
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums of 2^logit for rows or columns: 2^peak * total, [R] each."""
+    """Sums of e^logit for rows or columns: total * 2^(peak * per_peak), [R] each."""
 
     peak: Tensor
     total: Tensor
+    per_peak: float = 1.0
 
     def log2(self) -> Tensor:
         """In fp64, -inf of an empty sum."""
-        return self.total.double().log2() + self.peak.double()
+        return self.total.double().log2() + self.peak.double() * self.per_peak
 
 
 def add(a: Tensor, b: Tensor) -> Tensor:
@@ -63,9 +64,9 @@ def add(a: Tensor, b: Tensor) -> Tensor:
     return torch.logaddexp2(a, b)
 
 
-def shift_of(rate: Tensor) -> Tensor:
-    """The constant that stands for the highest logit: 2^(logit - shift) overflows for no cosine."""
-    return (rate - FREE).clamp(min=0)
+def shift_of(scale: Tensor) -> Tensor:
+    """The constant that stands for the highest logit, in powers of two: 2^(logit - shift) overflows for no cosine."""
+    return (scale * LOG2E - FREE).clamp(min=0)
 
 
 def weight_unit(dtype: torch.dtype) -> float:

@@ -12,8 +12,9 @@ WORD = 32
 def exceeds(a: Tensor, b: Tensor, threshold: float) -> Tensor:
     """a [M, E], b [N, E] of unit rows (or of zeros)  ->  [M, N]: whether a cosine is strictly above the threshold.
 
-    A matrix product sums in an order that depends on its shape, so that ranks, panels and backends could disagree on a
+    A library's matrix product sums in an order that depends on its shape, so that ranks and panels could disagree on a
     pair that sits on the threshold. Pairs nearer to it than two orders can differ are summed again, in a fixed order.
+    (Triton's tiles have an order of their own, which is fixed too.)
     """
     similarity = product(a, b.T)
     above = similarity > threshold

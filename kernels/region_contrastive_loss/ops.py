@@ -57,8 +57,8 @@ def _forward(
     with torch.autocast(regions.device.type, enabled=False), torch.cuda.device_of(regions):
         region_units, text_units, inverse, cosines, row_valid = kernels.prepare(regions, texts, valid, dtype)
         ranks = _ranks(group, exchange, text_units)
-        rate, bias = _in_powers_of_two(logit_scale, logit_bias, cosines.dtype)
-        positives = cosines.double() * rate + (0 if bias is None else bias)
+        scale, bias = _number(logit_scale), None if logit_bias is None else _number(logit_bias)
+        positives = LOG2E * (cosines.double() * scale + (0 if bias is None else bias))  # in powers of two, as all sums
         # Ranks tell each other what is small at once: which rows are valid, and the logits of the positives.
         every_positive, every_valid = ranks.all(torch.stack([positives, row_valid.double()])).unbind(1)
         count = every_valid.sum().clamp(min=1)
@@ -73,7 +73,7 @@ def _forward(
                 row_valid,
                 every_valid[owner].bool(),
                 owner == ranks.rank,
-                rate,
+                scale,
                 bias,
                 threshold,
             )
@@ -119,9 +119,8 @@ def _log2_of_sum(own: Tensor, ranks: Alone) -> Tensor:
     return ranks.sum((own - highest).exp2_()).log2_().add_(highest)
 
 
-def _in_powers_of_two(scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    rate = (scale.double() * LOG2E).to(dtype).reshape(())
-    return rate, None if bias is None else (bias.double() * LOG2E).to(dtype).reshape(())
+def _number(value: Tensor) -> Tensor:
+    return value.double().reshape(())
 
 
 def _backward(
@@ -151,7 +150,7 @@ def _backward(
     valid = row_valid.bool()
     with torch.autocast(regions.device.type, enabled=False), torch.cuda.device_of(regions):
         ranks = _ranks(group, exchange, text_units)
-        rate, bias = _in_powers_of_two(logit_scale, logit_bias, inverse.dtype)
+        scale, bias = _number(logit_scale), None if logit_bias is None else _number(logit_bias)
         along_regions = needs_regions or needs_scale
         regions_grad = torch.zeros(region_units.shape, dtype=inverse.dtype, device=regions.device)
         for owner, theirs in ranks.backward(text_units):
@@ -162,7 +161,7 @@ def _backward(
                 valid,
                 columns[1, owner].bool(),
                 owner == ranks.rank,
-                rate,
+                scale,
                 bias,
                 threshold,
             )

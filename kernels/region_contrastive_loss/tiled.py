@@ -44,23 +44,23 @@ def dropped_pairs(block: Block) -> Tensor:
 
 
 def negatives(block: Block) -> tuple[Sums, Sums]:
-    """Sums of 2^logit over the pairs that count, by row and by column."""
+    """Sums of e^logit over the pairs that count, by row and by column."""
     row_peaks, row_totals = [], []
     columns: Sums | None = None
     for rows in _panels(block):
         logits = _logits(block, rows).masked_fill_(_dropped(block, rows), -torch.inf)
         peak = _finite(logits.amax(1))
         row_peaks.append(peak)
-        row_totals.append(torch.exp2(logits - peak[:, None]).sum(1))
+        row_totals.append(torch.exp(logits - peak[:, None]).sum(1))
         peak = _finite(logits.amax(0))
-        total = torch.exp2(logits.sub_(peak)).sum(0)
+        total = torch.exp(logits.sub_(peak)).sum(0)
         if columns is not None:
             higher = torch.maximum(peak, columns.peak)
-            total = total * torch.exp2(peak - higher) + columns.total * torch.exp2(columns.peak - higher)
+            total = total * torch.exp(peak - higher) + columns.total * torch.exp(columns.peak - higher)
             peak = higher
-        columns = Sums(peak, total)
+        columns = Sums(peak, total, LOG2E)
     assert columns is not None
-    return Sums(torch.cat(row_peaks), torch.cat(row_totals)), columns
+    return Sums(torch.cat(row_peaks), torch.cat(row_totals), LOG2E), columns
 
 
 def negatives_sigmoid(block: Block) -> tuple[Tensor, Tensor]:
@@ -68,7 +68,7 @@ def negatives_sigmoid(block: Block) -> tuple[Tensor, Tensor]:
     losses, slopes = [], []
     for rows in _panels(block):
         dropped = _dropped(block, rows)
-        logits = _logits(block, rows).div_(LOG2E)
+        logits = _logits(block, rows)
         losses.append(F.softplus(logits, threshold=80).masked_fill_(dropped, 0).sum(1))
         slopes.append(logits.sigmoid_().masked_fill_(dropped, 0).sum(1))
     return torch.cat(losses), torch.cat(slopes)
@@ -83,13 +83,15 @@ def gradients(
     row_log2 [M], column_log2 [N]: fp64, of the sums over a whole row and column. Weights count `weight_unit` each.
     """
     dtype, texts_grad = block.regions.dtype, None
+    row_peak, row_inverse = _apart(row_log2, block)
+    column_peak, column_inverse = _apart(column_log2, block)
     for rows in _panels(block):
         logits = _logits(block, rows)
         if block.bias is None:
-            weights = torch.exp2(logits - row_log2[rows, None].to(logits.dtype))
-            weights += logits.sub_(column_log2.to(logits.dtype)).exp2_()
+            weights = torch.exp(logits - row_peak[rows, None]) * row_inverse[rows, None]
+            weights += logits.sub_(column_peak).exp_() * column_inverse
         else:
-            weights = logits.div_(LOG2E).sigmoid_()
+            weights = logits.sigmoid_()
         weights = weights.masked_fill_(_dropped(block, rows), 0).mul_(weight_unit(dtype)).to(dtype)
         if regions_grad is not None:
             product(weights, block.texts, regions_grad[rows])
@@ -114,7 +116,7 @@ def finish(
 
 
 def _logits(block: Block, rows: slice) -> Tensor:
-    logits = product(block.regions[rows], block.texts.T).mul_(block.rate)
+    logits = product(block.regions[rows], block.texts.T).mul_(block.scale)
     return logits if block.bias is None else logits.add_(block.bias)
 
 
@@ -128,6 +130,12 @@ def _dropped(block: Block, rows: slice) -> Tensor:
     if block.own:
         dropped.diagonal(rows.start).fill_(True)
     return dropped
+
+
+def _apart(log2: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    """1 / sum as e^-peak * inverse: a logarithm in fp32 would cost what its peak, a whole number, does not."""
+    natural, wide = log2 / LOG2E, torch.float64 if block.regions.dtype == torch.float64 else torch.float32
+    return natural.round().to(wide), (natural.round() - natural).exp().to(wide)
 
 
 def _finite(peak: Tensor) -> Tensor:

@@ -49,6 +49,9 @@ FP32 = {
 FROM_CUBLAS = Tiles(32, 256, 64, 8, 1, 4)
 """Where cuBLAS makes the cosines, and the kernels read them."""
 
+ROWS = {"to a program": 4}
+"""Of the kernels that work row by row."""
+
 COSINES = {"from": "tiles"}
 """Where the cosines of regions and texts come from: "tiles" in registers, or "cublas", a panel of rows in memory."""
 

@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .block import FAINT, SAFE, Block, Sums, padded, shift_of, weight_unit
+from .block import FAINT, LOG2E, SAFE, Block, Sums, padded, shift_of, weight_unit
 from .filter import WORD
 from .products import product
 from .tiles import COSINES, PANEL, Tiles, tiles
@@ -40,10 +40,11 @@ def prepare(
     inverse = torch.empty(2, rows, dtype=torch.float32, device=regions.device)
     cosines = torch.empty(rows, dtype=torch.float32, device=regions.device)
     padded_valid = torch.empty(rows, dtype=torch.bool, device=regions.device)
-    _prepare_kernel[(rows,)](
+    constants = row_constants(regions.shape[1], width)
+    _prepare_kernel[(triton.cdiv(rows, constants["ROWS"]),)](
         *(regions, texts, _bytes(valid), *units, inverse, cosines, _bytes(padded_valid)),
         *(len(regions), rows),
-        **row_constants(regions.shape[1], width),
+        **constants,
     )
     return units[0], units[1], inverse, cosines, padded_valid
 
@@ -54,9 +55,10 @@ def finish(
     """As in tiled.py."""
     x, grad = x.contiguous(), grad.contiguous()
     result, along = torch.empty_like(x), torch.empty(len(x), dtype=torch.float32, device=x.device)
-    _finish_kernel[(len(x),)](
-        *(x, _bytes(valid), grad, inverse, slope.float(), partner, factor, result, along),
-        **row_constants(x.shape[1], grad.shape[1]),
+    constants = row_constants(x.shape[1], grad.shape[1])
+    _finish_kernel[(triton.cdiv(len(x), constants["ROWS"]),)](
+        *(x, _bytes(valid), grad, inverse, slope.float(), partner, factor, result, along, len(x)),
+        **constants,
     )
     return result, along
 
@@ -68,13 +70,13 @@ def dropped_pairs(block: Block) -> Tensor:
 
 def negatives(block: Block) -> tuple[Sums, Sums]:
     """As in tiled.py. Where a sum is so small that its terms may have been flushed to zero, all is done once more."""
-    shift = shift_of(block.rate)
+    shift = shift_of(block.scale)
     (row_total,), (column_total,) = _sums(block, "shifted", -shift)
     smallest = torch.minimum(
         torch.where(block.row_valid, row_total, torch.inf).amin(),
         torch.where(block.column_valid, column_total, torch.inf).amin(),
     )
-    again = (block.rate > SAFE) & (smallest < 2.0**FAINT)
+    again = (block.scale * LOG2E > SAFE) & (smallest < 2.0**FAINT)
     rows, columns = _sums(block, "online", torch.zeros_like(shift), again.to(torch.int32))
     return _either(again, rows, row_total, shift), _either(again, columns, column_total, shift)
 
@@ -82,7 +84,7 @@ def negatives(block: Block) -> tuple[Sums, Sums]:
 def negatives_sigmoid(block: Block) -> tuple[Tensor, Tensor]:
     """As in tiled.py."""
     assert block.bias is not None
-    (losses, slopes), _ = _sums(block, "sigmoid", block.bias)
+    (losses, slopes), _ = _sums(block, "sigmoid", block.bias * LOG2E)
     return losses * 0.6931471805599453, slopes
 
 
@@ -92,20 +94,20 @@ def gradients(
     """As in tiled.py."""
     dtype, columns = block.regions.dtype, len(block.texts)
     cut = tiles("backward", dtype, block.regions.device)
-    shift = shift_of(block.rate)
+    shift = shift_of(block.scale)
     if block.bias is None:
         lowest = torch.minimum(
             torch.where(block.row_valid, row_log2, torch.inf).amin(),
             torch.where(block.column_valid, column_log2, torch.inf).amin(),
         )
-        apart = (block.rate > SAFE) & (lowest < shift + FAINT)
+        apart = (block.scale * LOG2E > SAFE) & (lowest < shift + FAINT)
         peaks = [torch.where(apart, log2.round(), shift) for log2 in (row_log2, column_log2)]
         inverses = [(peak - log2).exp2().float() for peak, log2 in zip(peaks, (row_log2, column_log2), strict=True)]
         peaks = [peak.float() for peak in peaks]
         offset = torch.where(apart, 0, -shift)
     else:
-        apart, offset = block.rate > torch.inf, block.bias
-        peaks = inverses = [block.rate, block.rate]  # which are not read
+        apart, offset = block.scale > torch.inf, block.bias * LOG2E
+        peaks = inverses = [block.scale, block.scale]  # which are not read
     panel = min(PANEL["rows"], len(block.regions))
     weights = torch.empty(panel, columns, dtype=dtype, device=block.regions.device)
     texts_grad = None
@@ -113,7 +115,7 @@ def gradients(
         part = weights[: rows.stop - rows.start]
         _backward_kernel[(len(part) // cut.rows * (columns // cut.columns),)](
             *_operands(block, rows, cut),
-            *(block.rate, offset, apart.to(torch.int32)),
+            *(_in_two(block.scale * LOG2E), _in_two(offset), apart.to(torch.int32)),
             *(peaks[0], inverses[0], peaks[1], inverses[1]),
             *(part, rows.start, columns),
             UNIT=weight_unit(dtype),
@@ -144,7 +146,7 @@ def _sums(block: Block, form: str, offset: Tensor, wanted: Tensor | None = None)
         sums = torch.empty(1 if form == "shifted" else 2, segments, panel, device=device)
         _forward_kernel[(programs,)](
             *_operands(block, rows, cut),
-            *(block.rate, offset, sums if wanted is None else wanted),
+            *(_in_two(block.scale * LOG2E), _in_two(offset), sums if wanted is None else wanted),
             *(sums[-1], sums[0]),
             *((column_sums[-1], column_sums[0]) if kept else (sums, sums)),
             *(rows.start, panel, columns, segments),
@@ -175,6 +177,12 @@ def _together(sums: Tensor, form: str) -> list[Tensor]:
     return [(total * (peak - highest).exp2()).sum(0), highest]
 
 
+def _in_two(number: Tensor) -> Tensor:
+    """An fp64 number as [2] fp32 whose sum it is, to 48 bits."""
+    high = number.float()
+    return torch.stack([high, (number - high).float()])
+
+
 def _either(again: Tensor, online: list[Tensor], total: Tensor, shift: Tensor) -> Sums:
     return Sums(torch.where(again, online[1], shift), torch.where(again, online[0], total))
 
@@ -199,7 +207,7 @@ def _dropped(block: Block, rows: slice, symmetric: bool = False) -> Tensor:
 def _operands(block: Block, rows: slice, cut: Tiles) -> tuple[Any, ...]:
     """Units of both sides; cosines of a panel of rows and their bits, or anything where there are none; valid ones."""
     valid = _bytes(block.row_valid), _bytes(block.column_valid)
-    cosines, dropped = block.rate, valid[0]
+    cosines = dropped = valid[0]
     if _from_cublas():
         cosines = product(block.regions[rows], block.texts.T)
     if block.dropped is not None:
@@ -227,6 +235,7 @@ def _panels(block: Block, whole: bool = False) -> Iterator[slice]:
 
 def _constants(block: Block, cut: Tiles) -> dict[str, Any]:
     own = {"OWN": block.own, "HAS_BITS": block.threshold is not None, "FROM_CUBLAS": _from_cublas()}
+    own["PRECISE"] = block.regions.dtype == torch.float32
     return own | products(block.regions, cut)
 
 

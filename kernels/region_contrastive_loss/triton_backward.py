@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .triton_tile import _cosines, _facts, _place, _select
+from .triton_tile import _cosines, _facts, _logits, _place, _power, _select, _sigmoid
 
 
 @triton.jit
@@ -14,8 +14,8 @@ def _backward_kernel(
     dropped_ptr,  # [panel, columns / 32] int32
     row_valid_ptr,  # [M] uint8
     column_valid_ptr,  # [N] uint8
-    rate_ptr,  # [1] fp32
-    offset_ptr,  # [1] fp32
+    rate_ptr,  # [2] fp32: logits per cosine, in powers of two
+    offset_ptr,  # [2] fp32: added to them
     apart_ptr,  # [1] int32: whether rows and columns have a peak each
     row_peak_ptr,  # [M] fp32
     row_inverse_ptr,  # [M] fp32
@@ -34,6 +34,7 @@ def _backward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    PRECISE: tl.constexpr,
     GROUP: tl.constexpr,
 ):
     """The weights of a panel of rows: derivatives of the losses of rows and columns with respect to the logits."""
@@ -58,18 +59,17 @@ def _backward_kernel(
         BLOCK_K,
         PRECISION,
     )
-    logits = logits * tl.load(rate_ptr) + tl.load(offset_ptr)
+    logits, rest = _logits(logits, rate_ptr, offset_ptr, PRECISE)
     if SIGMOID:
-        small = tl.exp2(-tl.abs(logits))
-        weights = tl.where(logits < 0, small, 1.0) / (1.0 + small)
+        _, weights = _sigmoid(logits, rest, PRECISE)
     else:
         row_inverse, column_inverse = tl.load(row_inverse_ptr + row + i), tl.load(column_inverse_ptr + column + j)
         if tl.load(apart_ptr) == 0:
-            weights = tl.exp2(logits) * (row_inverse[:, None] + column_inverse[None, :])
+            weights = _power(logits, rest, PRECISE) * (row_inverse[:, None] + column_inverse[None, :])
         else:
             row_peak, column_peak = tl.load(row_peak_ptr + row + i), tl.load(column_peak_ptr + column + j)
-            weights = tl.exp2(logits - row_peak[:, None]) * row_inverse[:, None]
-            weights += tl.exp2(logits - column_peak[None, :]) * column_inverse[None, :]
+            weights = _power(logits - row_peak[:, None], rest, PRECISE) * row_inverse[:, None]
+            weights += _power(logits - column_peak[None, :], rest, PRECISE) * column_inverse[None, :]
     weights = _select(weights * UNIT, 0.0, facts, row, column, OWN, HAS_BITS, BLOCK_M, BLOCK_N)
     place = (panel_row + i).to(tl.int64)[:, None] * columns + (column + j)[None, :]
     tl.store(weights_ptr + place, weights.to(weights_ptr.dtype.element_ty))

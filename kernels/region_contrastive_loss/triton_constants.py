@@ -5,6 +5,7 @@ from typing import Any
 import triton
 from torch import Tensor
 
+from . import tiles
 from .tiles import Tiles
 
 GROUP = 16
@@ -26,5 +27,7 @@ def options(cut: Tiles) -> dict[str, Any]:
 
 
 def row_constants(width: int, padded_width: int) -> dict[str, int]:
+    """Of the kernels that work on rows, with their warps: one to a row, more to a wide one."""
     block = triton.next_power_of_2(padded_width)
-    return {"E": width, "WIDTH": padded_width, "BLOCK": block, "num_warps": max(1, min(8, block // 256))}
+    rows = tiles.ROWS["to a program"]
+    return {"E": width, "WIDTH": padded_width, "BLOCK": block, "ROWS": rows, "num_warps": max(4, min(16, block // 512))}

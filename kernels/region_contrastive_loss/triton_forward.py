@@ -6,7 +6,7 @@ No float atomics: every sum has one order.
 import triton
 import triton.language as tl
 
-from .triton_tile import _cosines, _facts, _log2_of_one_and, _select
+from .triton_tile import _cosines, _facts, _logits, _power, _select, _sigmoid
 
 LOWEST = tl.constexpr(-1e30)
 """Peak of a sum without terms: not -inf, whose difference with itself is NaN."""
@@ -20,8 +20,8 @@ def _forward_kernel(
     dropped_ptr,  # [panel, columns / 32] int32
     row_valid_ptr,  # [M] uint8
     column_valid_ptr,  # [N] uint8
-    rate_ptr,  # [1] fp32
-    offset_ptr,  # [1] fp32: added to the logits in powers of two
+    rate_ptr,  # [2] fp32: logits per cosine, in powers of two
+    offset_ptr,  # [2] fp32: added to them
     wanted_ptr,  # [1] int32: 0 where nothing is to be done
     row_peak_ptr,  # [segments, panel] fp32
     row_total_ptr,  # [segments, panel] fp32
@@ -40,6 +40,7 @@ def _forward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    PRECISE: tl.constexpr,
 ):
     """Sums of 2^logit by row and by column. A program walks over some columns of a block of rows, then of another.
 
@@ -48,7 +49,6 @@ def _forward_kernel(
     """
     if FORM == "online" and tl.load(wanted_ptr) == 0:
         return
-    rate, offset = tl.load(rate_ptr), tl.load(offset_ptr)
     i, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     blocks = panel // BLOCK_M
     length = tl.cdiv(columns // BLOCK_N, segments) * BLOCK_N
@@ -94,26 +94,28 @@ def _forward_kernel(
                 BLOCK_K,
                 PRECISION,
             )
-            logits = logits * rate + offset
+            logits, rest = _logits(logits, rate_ptr, offset_ptr, PRECISE)
             logits = _select(logits, -float("inf"), facts, row, column, OWN, HAS_BITS, BLOCK_M, BLOCK_N)
             place = program.to(tl.int64) * columns + column + j
             if FORM == "sigmoid":
-                small = tl.exp2(-tl.abs(logits))
-                row_total += tl.sum(tl.maximum(logits, 0.0) + _log2_of_one_and(small), 1)
-                row_peak += tl.sum(tl.where(logits < 0, small, 1.0) / (1.0 + small), 1)
+                losses, slopes = _sigmoid(logits, rest, PRECISE)
+                row_total += tl.sum(losses, 1)
+                row_peak += tl.sum(slopes, 1)
             elif FORM == "online":
                 peak = tl.maximum(row_peak, tl.max(logits, 1))
-                row_total = row_total * tl.exp2(row_peak - peak) + tl.sum(tl.exp2(logits - peak[:, None]), 1)
+                row_total = row_total * tl.exp2(row_peak - peak) + tl.sum(
+                    _power(logits - peak[:, None], rest, PRECISE), 1
+                )
                 row_peak = peak
                 tl.debug_barrier()
                 before = tl.load(column_peak_ptr + place)
                 total = tl.load(column_total_ptr + place)
                 peak = tl.maximum(before, tl.max(logits, 0))
-                total = total * tl.exp2(before - peak) + tl.sum(tl.exp2(logits - peak[None, :]), 0)
+                total = total * tl.exp2(before - peak) + tl.sum(_power(logits - peak[None, :], rest, PRECISE), 0)
                 tl.store(column_peak_ptr + place, peak)
                 tl.store(column_total_ptr + place, total)
             else:
-                terms = tl.exp2(logits)
+                terms = _power(logits, rest, PRECISE)
                 row_total += tl.sum(terms, 1)
                 # A column's number may be one thread's to write and another's to read.
                 tl.debug_barrier()

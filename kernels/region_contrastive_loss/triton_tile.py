@@ -105,3 +105,39 @@ def _log2_of_one_and(x):
     rounded = 1.0 + x
     kept = rounded - 1.0
     return tl.where(kept == 0, x * 1.4426950408889634, tl.log2(rounded) * (x / tl.where(kept == 0, 1.0, kept)))
+
+
+@triton.jit
+def _logits(cosines, rate_ptr, offset_ptr, PRECISE: tl.constexpr):
+    """In powers of two, and what their last digit lacks, in natural units.
+
+    Rate and offset are sums of two numbers. PRECISE, for fp32: without the second ones all logits would be stretched
+    and moved alike, which no sum over pairs would average out; added to a rounded logit they would be lost again.
+    """
+    logits = cosines * tl.load(rate_ptr) + tl.load(offset_ptr)
+    rest = logits
+    if PRECISE:
+        rest = (cosines * tl.load(rate_ptr + 1) + tl.load(offset_ptr + 1)) * 0.6931471805599453
+    return logits, rest
+
+
+@triton.jit
+def _power(logits, rest, PRECISE: tl.constexpr):
+    """2^logits e^rest, for a rest so small that 1 + rest is its power."""
+    power = tl.exp2(logits)
+    if PRECISE:
+        power += power * rest
+    return power
+
+
+@triton.jit
+def _sigmoid(logits, rest, PRECISE: tl.constexpr):
+    """log2(1 + 2^logits), and its derivative by a logit in natural units, for logits of either sign."""
+    toward_zero = rest
+    if PRECISE:
+        toward_zero = tl.where(logits < 0, rest, -rest)
+    small = _power(-tl.abs(logits), toward_zero, PRECISE)
+    loss = tl.maximum(logits, 0.0) + _log2_of_one_and(small)
+    if PRECISE:
+        loss += tl.where(logits < 0, 0.0, rest * 1.4426950408889634)
+    return loss, tl.where(logits < 0, small, 1.0) / (1.0 + small)

@@ -46,7 +46,7 @@ def _pairs_variant(name: str, short: str, dtype: torch.dtype, major: int) -> Var
     cut = of_architecture(name.replace("forward ", "").replace("backward sigmoid", "backward"), dtype, major)
     constants: dict[str, Any] = {"OWN": True, **form, **products(torch.empty(0, _WIDTH), cut)}
     if kernel is not _filter_kernel:
-        constants |= {"HAS_BITS": True, "FROM_CUBLAS": False}
+        constants |= {"HAS_BITS": True, "FROM_CUBLAS": False, "PRECISE": dtype == torch.float32}
     if kernel is not _forward_kernel:
         constants["GROUP"] = GROUP
     if kernel is _backward_kernel:
@@ -73,7 +73,7 @@ def _rows_variant(name: str, short: str) -> Variant:
     kernel = _ROW_KERNELS[name]
     constants = row_constants(_WIDTH, _WIDTH)
     num_warps = constants.pop("num_warps")
-    integers = {"rows": 32768, "padded": 32768} if name == "prepare" else {}
+    integers = {key: 32768 for key in ("rows", "padded") if key in kernel.arg_names}
     return variant_of_launch(
         f"region_contrastive_loss {name} {short}",
         kernel,

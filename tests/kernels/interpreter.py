@@ -16,8 +16,8 @@ import torch
 from locfast.kernels._backend import interpreting
 from locfast.kernels.region_contrastive_loss import block, tiles
 
-SMALL = tiles.Tiles(32, 64, 32, 4, 2)
-"""Tiles of the region losses there: it is slow, and a hundred rows are several of these."""
+SMALL = tiles.Tiles(64, 64, 64, 4, 2)
+"""Tiles of the region losses there, a hundred of whose rows are then several."""
 TANH = "tanh.approx.f32 $0, $1;"
 # Two values, $3 and $4, into the lower and the upper half of $0 (cvt puts its first operand above), and wide again.
 ROUND_BF16 = """{
@@ -96,6 +96,7 @@ def mend_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     for table in (tiles.HALF, tiles.FP32):
         for kernel in table:
             monkeypatch.setitem(table, kernel, SMALL)
+    monkeypatch.setitem(tiles.ROWS, "to a program", SMALL.rows)  # it takes its time for every program
     monkeypatch.setattr(block, "TILE", (SMALL.columns, SMALL.width))
     monkeypatch.setattr(interpreter, "_convert_float", convert_float)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
