@@ -65,8 +65,11 @@ def add(a: Tensor, b: Tensor) -> Tensor:
 
 
 def shift_of(scale: Tensor) -> Tensor:
-    """The constant that stands for the highest logit, in powers of two: 2^(logit - shift) overflows for no cosine."""
-    return (scale * LOG2E - FREE).clamp(min=0)
+    """The constant that stands for the highest logit, in powers of two: 2^(logit - shift) overflows for no cosine.
+
+    A whole number, which fp32 holds.
+    """
+    return (scale * LOG2E - FREE).clamp(min=0).ceil()
 
 
 def weight_unit(dtype: torch.dtype) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,10 +23,12 @@ from .tiles import COSINES, PANEL, Tiles, tiles
 from .triton_backward import _backward_kernel
 from .triton_constants import GROUP, options, products, row_constants
 from .triton_filter import _filter_kernel
-from .triton_forward import _forward_kernel
+from .triton_forward import _forward_kernel, _positives_kernel
 from .triton_rows import _finish_kernel, _prepare_kernel
 from .triton_variants import variants
 
+DIAGONAL = 64
+"""Rows and columns of the tiles that hold the positives."""
 MAX_SEGMENTS = 64
 """Into which the columns are cut, so that programs of the forward end at about one time."""
 
@@ -36,17 +39,21 @@ def prepare(
     """As in tiled.py, with rows and widths filled up to whole tiles: units, inverse norms, cosines, valid."""
     regions, texts = regions.contiguous(), texts.contiguous()
     rows, width = padded(regions.shape, "triton")
-    units = [torch.empty(rows, width, dtype=dtype, device=regions.device) for _ in range(2)]
+    region_units, text_units = (torch.empty(rows, width, dtype=dtype, device=regions.device) for _ in range(2))
     inverse = torch.empty(2, rows, dtype=torch.float32, device=regions.device)
     cosines = torch.empty(rows, dtype=torch.float32, device=regions.device)
     padded_valid = torch.empty(rows, dtype=torch.bool, device=regions.device)
     constants = row_constants(regions.shape[1], width)
     _prepare_kernel[(triton.cdiv(rows, constants["ROWS"]),)](
-        *(regions, texts, _bytes(valid), *units, inverse, cosines, _bytes(padded_valid)),
+        *(regions, texts, _bytes(valid), region_units, text_units, inverse, _bytes(padded_valid)),
         *(len(regions), rows),
         **constants,
     )
-    return units[0], units[1], inverse, cosines, padded_valid
+    cut = replace(tiles("forward", dtype, regions.device), rows=DIAGONAL, columns=DIAGONAL, num_warps=4)
+    sizes = {key: value for key, value in products(region_units, cut).items() if key not in ("BLOCK_M", "BLOCK_N")}
+    units = _descriptors(region_units, text_units, cut)
+    _positives_kernel[(rows // DIAGONAL,)](*units, cosines, BLOCK=DIAGONAL, **sizes, **options(cut))
+    return region_units, text_units, inverse, cosines, padded_valid
 
 
 def finish(

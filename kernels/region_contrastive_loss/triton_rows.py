@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def _unit_rows(x_ptr, units_ptr, inverse_ptr, row, valid, E: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Write unit rows, zero beyond E, and their inverse norms; return the rows as they were rounded, in fp32."""
+    """Write unit rows, zero beyond E, and their inverse norms."""
     k = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + row[:, None] * E + k[None, :], mask=(k < E)[None, :] & valid[:, None], other=0.0)
     x = x.to(tl.float32)
@@ -15,7 +15,6 @@ def _unit_rows(x_ptr, units_ptr, inverse_ptr, row, valid, E: tl.constexpr, WIDTH
     unit = (x * inverse[:, None]).to(units_ptr.dtype.element_ty)
     tl.store(units_ptr + row[:, None] * WIDTH + k[None, :], unit, mask=(k < WIDTH)[None, :])
     tl.store(inverse_ptr + row, inverse)
-    return unit.to(tl.float32)
 
 
 @triton.jit
@@ -26,7 +25,6 @@ def _prepare_kernel(
     region_units_ptr,  # [padded, WIDTH]
     text_units_ptr,  # [padded, WIDTH]
     inverse_ptr,  # [2, padded] fp32
-    cosine_ptr,  # [padded] fp32
     padded_valid_ptr,  # [padded] uint8
     rows,
     padded,
@@ -37,9 +35,8 @@ def _prepare_kernel(
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     valid = tl.load(valid_ptr + row, mask=row < rows, other=0)
-    region = _unit_rows(regions_ptr, region_units_ptr, inverse_ptr, row, valid != 0, E, WIDTH, BLOCK)
-    text = _unit_rows(texts_ptr, text_units_ptr, inverse_ptr + padded, row, valid != 0, E, WIDTH, BLOCK)
-    tl.store(cosine_ptr + row, tl.sum(region * text, 1))
+    _unit_rows(regions_ptr, region_units_ptr, inverse_ptr, row, valid != 0, E, WIDTH, BLOCK)
+    _unit_rows(texts_ptr, text_units_ptr, inverse_ptr + padded, row, valid != 0, E, WIDTH, BLOCK)
     tl.store(padded_valid_ptr + row, valid)
 
 
