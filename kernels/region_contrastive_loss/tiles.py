@@ -38,11 +38,11 @@ OLDER = {kernel: Tiles(128, 64, 32, 8, 3) for kernel in HALF}
 """bf16 and fp16 on older GPUs and on sm_120, which have less shared memory and hold operands in registers."""
 
 FP32 = {
-    "filter": Tiles(64, 64, 32, 8, 2),
-    "forward": Tiles(64, 64, 32, 8, 2, 2),
-    "online": Tiles(64, 64, 32, 8, 2, 2),
-    "sigmoid": Tiles(64, 64, 32, 8, 2, 2),
-    "backward": Tiles(64, 64, 32, 8, 2),
+    "filter": Tiles(64, 64, 32, 8, 1),
+    "forward": Tiles(64, 64, 32, 8, 1, 2),
+    "online": Tiles(64, 64, 32, 8, 1, 2),
+    "sigmoid": Tiles(64, 64, 32, 8, 1, 2),
+    "backward": Tiles(64, 64, 32, 8, 1),
 }
 """fp32, with exact products on the FMA units."""
 

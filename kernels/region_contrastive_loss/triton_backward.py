@@ -34,6 +34,7 @@ def _backward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    IN_PARTS: tl.constexpr,
     PRECISE: tl.constexpr,
     GROUP: tl.constexpr,
 ):
@@ -58,6 +59,7 @@ def _backward_kernel(
         BLOCK_N,
         BLOCK_K,
         PRECISION,
+        IN_PARTS,
     )
     logits, rest = _logits(logits, rate_ptr, offset_ptr, PRECISE)
     if SIGMOID:

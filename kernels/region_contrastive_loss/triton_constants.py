@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 import triton
 from torch import Tensor
 
@@ -19,6 +20,7 @@ def products(units: Tensor, cut: Tiles) -> dict[str, Any]:
         "BLOCK_N": cut.columns,
         "BLOCK_K": cut.width,
         "PRECISION": "ieee",  # of products of fp32 tiles; 16-bit ones run on tensor cores either way
+        "IN_PARTS": units.dtype == torch.float32,
     }
 
 

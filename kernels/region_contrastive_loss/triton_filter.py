@@ -23,6 +23,7 @@ def _filter_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    IN_PARTS: tl.constexpr,
     GROUP: tl.constexpr,
 ):
     """SYMMETRIC: captions and texts are the same, and a tile above the diagonal also writes its mirror image."""
@@ -46,6 +47,7 @@ def _filter_kernel(
         BLOCK_N,
         BLOCK_K,
         PRECISION,
+        IN_PARTS,
     )
     dropped = (similarity > threshold) | (row_valid == 0)[:, None] | (column_valid == 0)[None, :]
     if OWN:

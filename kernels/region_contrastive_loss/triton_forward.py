@@ -21,13 +21,16 @@ def _positives_kernel(
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    IN_PARTS: tl.constexpr,
 ):
     """Cosines of the positives, by the products and in the order of all others.
 
     Where embeddings are much alike, so are the roundings of their cosines, which then cancel in the loss.
     """
     row, i = tl.program_id(0) * BLOCK, tl.arange(0, BLOCK)
-    cosines = _cosines(regions, texts, cosine_ptr, row, row, row, BLOCK, False, WIDTH, BLOCK, BLOCK, BLOCK_K, PRECISION)
+    cosines = _cosines(
+        regions, texts, cosine_ptr, row, row, row, BLOCK, False, WIDTH, BLOCK, BLOCK, BLOCK_K, PRECISION, IN_PARTS
+    )
     tl.store(cosine_ptr + row + i, tl.sum(tl.where(i[:, None] == i[None, :], cosines, 0.0), 1))
 
 
@@ -59,6 +62,7 @@ def _forward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    IN_PARTS: tl.constexpr,
     PRECISE: tl.constexpr,
 ):
     """Sums of 2^logit by row and by column. A program walks over some columns of a block of rows, then of another.
@@ -112,6 +116,7 @@ def _forward_kernel(
                 BLOCK_N,
                 BLOCK_K,
                 PRECISION,
+                IN_PARTS,
             )
             logits, rest = _logits(logits, rate_ptr, offset_ptr, PRECISE)
             logits = _select(logits, -float("inf"), facts, row, column, OWN, HAS_BITS, BLOCK_M, BLOCK_N)

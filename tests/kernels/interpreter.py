@@ -16,7 +16,7 @@ import torch
 from locfast.kernels._backend import interpreting
 from locfast.kernels.region_contrastive_loss import block, tiles
 
-SMALL = tiles.Tiles(64, 64, 64, 4, 2)
+SMALL = tiles.Tiles(64, 64, 32, 4, 2)
 """Tiles of the region losses there, a hundred of whose rows are then several."""
 TANH = "tanh.approx.f32 $0, $1;"
 # Two values, $3 and $4, into the lower and the upper half of $0 (cvt puts its first operand above), and wide again.
@@ -97,7 +97,7 @@ def mend_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
         for kernel in table:
             monkeypatch.setitem(table, kernel, SMALL)
     monkeypatch.setitem(tiles.ROWS, "to a program", SMALL.rows)  # it takes its time for every program
-    monkeypatch.setattr(block, "TILE", (SMALL.columns, SMALL.width))
+    monkeypatch.setattr(block, "TILE", (SMALL.columns, 2 * SMALL.width))
     monkeypatch.setattr(interpreter, "_convert_float", convert_float)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", create_fma)
