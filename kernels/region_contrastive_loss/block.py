@@ -10,9 +10,10 @@ from torch import Tensor
 
 LOG2E = math.log2(math.e)
 FREE = 100.0
-"""Logits up to 2^this far above the shift stay within fp32 when 2^20 of them are summed."""
+"""Triton's sums are of 2^(logit - shift), logits in powers of two, with a constant shift in a maximum's place: what the
+highest logit there can be exceeds this by. 2^20 terms of 2^FREE are within fp32."""
 SAFE = 113.0
-"""Rates up to which 2^(logit - shift) is a normal fp32 number for every cosine: a scale of 78."""
+"""The highest logit up to which 2^(logit - shift) is a normal fp32 number for every cosine: that of a scale of 78."""
 FAINT = -82.0
 """Above SAFE the least numbers are flushed to zero: 2^20 of them, under 2^-126 each, are nothing beside 2^FAINT."""
 
@@ -46,30 +47,9 @@ class Block:
         return replace(self, dropped=dropped)
 
 
-@dataclass(frozen=True)
-class Sums:
-    """Sums of e^logit for rows or columns: total * 2^(peak * per_peak), [R] each."""
-
-    peak: Tensor
-    total: Tensor
-    per_peak: float = 1.0
-
-    def log2(self) -> Tensor:
-        """In fp64, -inf of an empty sum."""
-        return self.total.double().log2() + self.peak.double() * self.per_peak
-
-
 def add(a: Tensor, b: Tensor) -> Tensor:
     """log2(2^a + 2^b) in fp64, also of two empty sums."""
     return torch.logaddexp2(a, b)
-
-
-def shift_of(scale: Tensor) -> Tensor:
-    """The constant that stands for the highest logit, in powers of two: 2^(logit - shift) overflows for no cosine.
-
-    A whole number, which fp32 holds.
-    """
-    return (scale * LOG2E - FREE).clamp(min=0).ceil()
 
 
 def weight_unit(dtype: torch.dtype) -> float:

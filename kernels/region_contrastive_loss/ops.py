@@ -86,9 +86,8 @@ def _forward(
                     bits[owner] = words
                 block = block.keeping(bits[owner])
             if bias is None:
-                rows, columns = kernels.negatives(block)
-                column_log2[owner] = columns.log2()
-                row_log2 = rows.log2() if row_log2 is None else add(row_log2, rows.log2())
+                by_row, column_log2[owner] = kernels.negatives(block)
+                row_log2 = by_row if row_log2 is None else add(row_log2, by_row)
             else:
                 losses, slopes = kernels.negatives_sigmoid(block)
                 loss += losses.sum(dtype=torch.float64)
@@ -115,6 +114,8 @@ def _forward(
 
 def _log2_of_sum(own: Tensor, ranks: Alone) -> Tensor:
     """log2 of the sum over ranks of 2^own."""
+    if ranks.size == 1:
+        return own
     highest = ranks.max(own.clone()).clamp(min=-1e300)
     return ranks.sum((own - highest).exp2_()).log2_().add_(highest)
 
@@ -144,14 +145,14 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of regions, texts, scale and bias; an empty tensor for one that nobody `needs`."""
     kernels = _kernels(backend)
-    needs_regions, needs_texts, needs_scale, needs_bias = needs
+    _, needs_texts, needs_scale, needs_bias = needs
     row_log2, slope, row_valid = facts.unbind(0)
     unit = weight_unit(region_units.dtype)
     valid = row_valid.bool()
     with torch.autocast(regions.device.type, enabled=False), torch.cuda.device_of(regions):
         ranks = _ranks(group, exchange, text_units)
         scale, bias = _number(logit_scale), None if logit_bias is None else _number(logit_bias)
-        along_regions = needs_regions or needs_scale
+        of_regions = _differentiates_regions(needs)
         regions_grad = torch.zeros(region_units.shape, dtype=inverse.dtype, device=regions.device)
         for owner, theirs in ranks.backward(text_units):
             block = Block(
@@ -168,7 +169,7 @@ def _backward(
             if bits.numel():
                 block = block.keeping(bits[owner])
             part = kernels.gradients(
-                block, row_log2, columns[0, owner], regions_grad if along_regions else None, needs_texts
+                block, row_log2, columns[0, owner], regions_grad if of_regions else None, needs_texts
             )
             if needs_texts:
                 ranks.give(owner, part)
@@ -181,12 +182,19 @@ def _backward(
             results[3] = _like(logit_bias, (torch.where(valid, row_log2, 0).sum() + slope.sum()) * share)
         share, slope = (share / unit).to(inverse.dtype), slope * unit
         factor = share * logit_scale.to(inverse.dtype).reshape(())
-        if along_regions:
+        along = slope  # until it is what a gradient has along its rows
+        if of_regions:
             results[0], along = kernels.finish(regions, valid, regions_grad, inverse[0], slope, text_units, factor)
+        if needs_texts:  # whose sums are of panels: tensor cores lose less in them than in those of a whole row
+            results[1], along = kernels.finish(texts, valid, texts_grad, inverse[1], slope, region_units, factor)
+        if needs_scale:
             results[2] = _like(logit_scale, along.sum(dtype=torch.float64) * share)
-        if needs_texts:
-            results[1], _ = kernels.finish(texts, valid, texts_grad, inverse[1], slope, region_units, factor)
     return results[0], results[1], results[2], results[3]
+
+
+def _differentiates_regions(needs: list[bool]) -> bool:
+    """The scale's gradient is what those of the texts, or else of the regions, have along the unit rows."""
+    return needs[0] or (needs[2] and not needs[1])
 
 
 def _like(scalar: Tensor, value: Tensor) -> Tensor:
@@ -247,11 +255,10 @@ def _(
     exchange: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    along_regions = needs[0] or needs[2]
     return (
-        regions.new_empty(regions.shape) if along_regions else regions.new_empty(0),
+        regions.new_empty(regions.shape) if _differentiates_regions(needs) else regions.new_empty(0),
         texts.new_empty(texts.shape) if needs[1] else regions.new_empty(0),
-        torch.empty_like(logit_scale) if along_regions else regions.new_empty(0),
+        torch.empty_like(logit_scale) if needs[2] else regions.new_empty(0),
         torch.empty_like(logit_bias) if needs[3] and logit_bias is not None else regions.new_empty(0),
     )
 
@@ -315,4 +322,4 @@ def _forward_flops(
 def _backward_flops(grad: torch.Size, regions: torch.Size, texts: torch.Size, *args: Any, **kwargs: Any) -> int:
     """The logits once more, and a product for either gradient that is needed."""
     _, needs, group = args[9:12]
-    return (2 + 2 * (needs[0] or needs[2]) + 2 * needs[1]) * regions[0] ** 2 * _size(group) * regions[1]
+    return (2 + 2 * _differentiates_regions(needs) + 2 * needs[1]) * regions[0] ** 2 * _size(group) * regions[1]

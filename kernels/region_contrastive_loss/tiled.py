@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .block import LOG2E, Block, Sums, weight_unit
+from .block import LOG2E, Block, weight_unit
 from .filter import WORD, exceeds, pack, unpack
 from .products import product
 
@@ -43,24 +43,22 @@ def dropped_pairs(block: Block) -> Tensor:
     return words
 
 
-def negatives(block: Block) -> tuple[Sums, Sums]:
-    """Sums of e^logit over the pairs that count, by row and by column."""
-    row_peaks, row_totals = [], []
-    columns: Sums | None = None
+def negatives(block: Block) -> tuple[Tensor, Tensor]:
+    """log2 of the sums of e^logit over the pairs that count, by row and by column: fp64, -inf of an empty sum."""
+    by_row, column_peak, column_total = [], None, None
     for rows in _panels(block):
         logits = _logits(block, rows).masked_fill_(_dropped(block, rows), -torch.inf)
         peak = _finite(logits.amax(1))
-        row_peaks.append(peak)
-        row_totals.append(torch.exp(logits - peak[:, None]).sum(1))
+        by_row.append(_log2(torch.exp(logits - peak[:, None]).sum(1), peak))
         peak = _finite(logits.amax(0))
         total = torch.exp(logits.sub_(peak)).sum(0)
-        if columns is not None:
-            higher = torch.maximum(peak, columns.peak)
-            total = total * torch.exp(peak - higher) + columns.total * torch.exp(columns.peak - higher)
+        if column_peak is not None and column_total is not None:
+            higher = torch.maximum(peak, column_peak)
+            total = total * torch.exp(peak - higher) + column_total * torch.exp(column_peak - higher)
             peak = higher
-        columns = Sums(peak, total, LOG2E)
-    assert columns is not None
-    return Sums(torch.cat(row_peaks), torch.cat(row_totals), LOG2E), columns
+        column_peak, column_total = peak, total
+    assert column_peak is not None and column_total is not None
+    return torch.cat(by_row), _log2(column_total, column_peak)
 
 
 def negatives_sigmoid(block: Block) -> tuple[Tensor, Tensor]:
@@ -130,6 +128,11 @@ def _dropped(block: Block, rows: slice) -> Tensor:
     if block.own:
         dropped.diagonal(rows.start).fill_(True)
     return dropped
+
+
+def _log2(total: Tensor, peak: Tensor) -> Tensor:
+    """Of total * e^peak."""
+    return total.double().log2() + peak.double() * LOG2E
 
 
 def _apart(log2: Tensor, block: Block) -> tuple[Tensor, Tensor]:

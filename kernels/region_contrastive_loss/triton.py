@@ -16,15 +16,16 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .block import FAINT, LOG2E, SAFE, Block, Sums, padded, shift_of, weight_unit
+from .block import LOG2E, Block, padded, weight_unit
 from .filter import WORD
 from .products import product
 from .tiles import COSINES, PANEL, Tiles, tiles
 from .triton_backward import _backward_kernel
-from .triton_constants import GROUP, options, products, row_constants
+from .triton_constants import GROUP, SUMS, options, products, row_constants
 from .triton_filter import _filter_kernel
 from .triton_forward import _forward_kernel, _positives_kernel
 from .triton_rows import _finish_kernel, _prepare_kernel
+from .triton_sums import _constants_kernel, _inverse_kernel, _log2_kernel, _settle_kernel
 from .triton_variants import variants
 
 DIAGONAL = 64
@@ -75,56 +76,57 @@ def dropped_pairs(block: Block) -> Tensor:
     return _dropped(block, slice(0, len(block.regions)), symmetric=block.own)
 
 
-def negatives(block: Block) -> tuple[Sums, Sums]:
-    """As in tiled.py. Where a sum is so small that its terms may have been flushed to zero, all is done once more."""
-    shift = shift_of(block.scale)
-    (row_total,), (column_total,) = _sums(block, "shifted", -shift)
-    smallest = torch.minimum(
-        torch.where(block.row_valid, row_total, torch.inf).amin(),
-        torch.where(block.column_valid, column_total, torch.inf).amin(),
-    )
-    again = (block.scale * LOG2E > SAFE) & (smallest < 2.0**FAINT)
-    rows, columns = _sums(block, "online", torch.zeros_like(shift), again.to(torch.int32))
-    return _either(again, rows, row_total, shift), _either(again, columns, column_total, shift)
+def negatives(block: Block) -> tuple[Tensor, Tensor]:
+    """As in tiled.py. Where a sum is so small that its terms may have been flushed to zero, all is done once more.
+
+    Whether it is wanted is known to the device alone: the second time is always launched, and returns at once.
+    """
+    device, rows, columns = block.regions.device, len(block.regions), len(block.texts)
+    rate, constants = _constants_of(block)
+    again = torch.zeros(1, dtype=torch.int32, device=device)
+    by_row, by_column = _sums(block, "shifted", constants)
+    totals = torch.empty(rows + columns, device=device).split([rows, columns])
+    grid = ((rows + columns) // SUMS,)
+    valid = _bytes(block.row_valid), _bytes(block.column_valid)
+    sizes = rows, columns, by_row.shape[1], by_column.shape[1]
+    _settle_kernel[grid](rate, by_row, by_column, *valid, *totals, again, *sizes, BLOCK=SUMS, num_warps=2)
+    by_row, by_column = _sums(block, "online", constants, again)
+    log2 = torch.empty(rows + columns, dtype=torch.float64, device=device).split([rows, columns])
+    sizes = rows, columns, by_row.shape[1], by_column.shape[1]
+    _log2_kernel[grid](rate, again, *totals, *by_row, *by_column, *log2, *sizes, BLOCK=SUMS, num_warps=2)
+    return log2[0], log2[1]
 
 
 def negatives_sigmoid(block: Block) -> tuple[Tensor, Tensor]:
     """As in tiled.py."""
-    assert block.bias is not None
-    (losses, slopes), _ = _sums(block, "sigmoid", block.bias * LOG2E)
-    return losses * 0.6931471805599453, slopes
+    sums, _ = _sums(block, "sigmoid", _constants_of(block)[1])
+    losses, slopes = sums.sum(1)
+    return losses / LOG2E, slopes
 
 
 def gradients(
     block: Block, row_log2: Tensor, column_log2: Tensor, regions_grad: Tensor | None, needs_texts: bool
 ) -> Tensor | None:
     """As in tiled.py."""
-    dtype, columns = block.regions.dtype, len(block.texts)
-    cut = tiles("backward", dtype, block.regions.device)
-    shift = shift_of(block.scale)
+    dtype, device, sizes = block.regions.dtype, block.regions.device, (len(block.regions), len(block.texts))
+    cut = tiles("backward", dtype, device)
+    rate, constants = _constants_of(block)
+    apart = torch.zeros(1, dtype=torch.int32, device=device)
     if block.bias is None:
-        lowest = torch.minimum(
-            torch.where(block.row_valid, row_log2, torch.inf).amin(),
-            torch.where(block.column_valid, column_log2, torch.inf).amin(),
-        )
-        apart = (block.scale * LOG2E > SAFE) & (lowest < shift + FAINT)
-        peaks = [torch.where(apart, log2.round(), shift) for log2 in (row_log2, column_log2)]
-        inverses = [(peak - log2).exp2().float() for peak, log2 in zip(peaks, (row_log2, column_log2), strict=True)]
-        peaks = [peak.float() for peak in peaks]
-        offset = torch.where(apart, 0, -shift)
+        offset, inverses = constants[2:], [torch.empty(3, size, device=device) for size in sizes]
+        valid = _bytes(block.row_valid), _bytes(block.column_valid)
+        logarithms = row_log2.contiguous(), column_log2.contiguous()
+        grid = (sum(sizes) // SUMS,)
+        _inverse_kernel[grid](rate, *logarithms, *valid, *inverses, apart, *sizes, BLOCK=SUMS, num_warps=2)
     else:
-        apart, offset = block.scale > torch.inf, block.bias * LOG2E
-        peaks = inverses = [block.scale, block.scale]  # which are not read
-    panel = min(PANEL["rows"], len(block.regions))
-    weights = torch.empty(panel, columns, dtype=dtype, device=block.regions.device)
+        offset, inverses = constants[6:], [constants, constants]  # of which the latter are not read
+    weights = torch.empty(min(PANEL["rows"], sizes[0]), sizes[1], dtype=dtype, device=device)
     texts_grad = None
     for rows in _panels(block):
         part = weights[: rows.stop - rows.start]
-        _backward_kernel[(len(part) // cut.rows * (columns // cut.columns),)](
+        _backward_kernel[(len(part) // cut.rows * (sizes[1] // cut.columns),)](
             *_operands(block, rows, cut),
-            *(_in_two(block.scale * LOG2E), _in_two(offset), apart.to(torch.int32)),
-            *(peaks[0], inverses[0], peaks[1], inverses[1]),
-            *(part, rows.start, columns),
+            *(constants, offset, apart, *inverses, part, rows.start, *sizes),
             UNIT=weight_unit(dtype),
             SIGMOID=block.bias is not None,
             GROUP=GROUP,
@@ -138,32 +140,40 @@ def gradients(
     return texts_grad
 
 
-def _sums(block: Block, form: str, offset: Tensor, wanted: Tensor | None = None) -> tuple[list[Tensor], list[Tensor]]:
-    """What the forward kernel adds up for rows and for columns: totals, and peaks (of "sigmoid" slopes) after them."""
+def _constants_of(block: Block) -> tuple[Tensor, Tensor]:
+    """Logits per cosine in powers of two, [] fp64; and with what goes with it as the kernels take it, [8] fp32."""
+    rate, constants = block.scale * LOG2E, torch.empty(8, device=block.regions.device)
+    bias = rate if block.bias is None else block.bias * LOG2E
+    _constants_kernel[(1,)](rate, bias, constants, num_warps=1)
+    return rate, constants
+
+
+def _sums(block: Block, form: str, constants: Tensor, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What the forward kernel adds up: [kinds, segments, M] for rows and [kinds, programs, N] for columns.
+
+    Kinds: totals, and of "online" peaks, of "sigmoid" slopes, which has no sums of columns.
+    """
     device, columns = block.regions.device, len(block.texts)
     cut = tiles("forward" if form == "shifted" else form, block.regions.dtype, device)
+    offset = constants[{"shifted": 2, "online": 4, "sigmoid": 6}[form] :]
     programs = cut.programs * _multiprocessors(device)
-    kept = {"shifted": 1, "online": 2, "sigmoid": 0}[form]
-    column_sums = torch.empty(kept, programs, columns, device=device)
-    row_sums: list[list[Tensor]] = []
     decided = block.threshold is None or block.dropped is not None
-    for rows in _panels(block, whole=decided and not _from_cublas()):
-        panel = rows.stop - rows.start
-        segments = _segments(panel // cut.rows, columns // cut.columns, programs)
-        sums = torch.empty(1 if form == "shifted" else 2, segments, panel, device=device)
+    panels = list(_panels(block, whole=decided and not _from_cublas()))
+    segments = _segments((panels[0].stop - panels[0].start) // cut.rows, columns // cut.columns, programs)
+    by_row = torch.empty(1 if form == "shifted" else 2, segments, len(block.regions), device=device)
+    by_column = torch.empty({"shifted": 1, "online": 2, "sigmoid": 0}[form], programs, columns, device=device)
+    for rows in panels:
         _forward_kernel[(programs,)](
             *_operands(block, rows, cut),
-            *(_in_two(block.scale * LOG2E), _in_two(offset), sums if wanted is None else wanted),
-            *(sums[-1], sums[0]),
-            *((column_sums[-1], column_sums[0]) if kept else (sums, sums)),
-            *(rows.start, panel, columns, segments),
+            *(constants, offset, constants if wanted is None else wanted),
+            *(by_row[-1], by_row[0]),
+            *((by_column[-1], by_column[0]) if len(by_column) else (constants, constants)),
+            *(rows.start, rows.stop - rows.start, len(block.regions), columns, segments),
             FORM=form,
             **_constants(block, cut),
             **options(cut),
         )
-        row_sums.append(_together(sums, form))
-    by_row = [torch.cat(parts) for parts in zip(*row_sums, strict=True)]
-    return by_row, _together(column_sums, form)
+    return by_row, by_column
 
 
 def _segments(blocks: int, tiles: int, programs: int) -> int:
@@ -173,25 +183,6 @@ def _segments(blocks: int, tiles: int, programs: int) -> int:
         return triton.cdiv(blocks * segments, programs) * (triton.cdiv(tiles, segments) + 1)
 
     return min(range(1, min(tiles, MAX_SEGMENTS) + 1), key=busiest)
-
-
-def _together(sums: Tensor, form: str) -> list[Tensor]:
-    """From sums [parts, R] of disjoint terms to those of all."""
-    if form != "online":
-        return list(sums.sum(1))
-    total, peak = sums
-    highest = peak.amax(0)
-    return [(total * (peak - highest).exp2()).sum(0), highest]
-
-
-def _in_two(number: Tensor) -> Tensor:
-    """An fp64 number as [2] fp32 whose sum it is, to 48 bits."""
-    high = number.float()
-    return torch.stack([high, (number - high).float()])
-
-
-def _either(again: Tensor, online: list[Tensor], total: Tensor, shift: Tensor) -> Sums:
-    return Sums(torch.where(again, online[1], shift), torch.where(again, online[0], total))
 
 
 def _dropped(block: Block, rows: slice, symmetric: bool = False) -> Tensor:

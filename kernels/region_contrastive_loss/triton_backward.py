@@ -15,14 +15,13 @@ def _backward_kernel(
     row_valid_ptr,  # [M] uint8
     column_valid_ptr,  # [N] uint8
     rate_ptr,  # [2] fp32: logits per cosine, in powers of two
-    offset_ptr,  # [2] fp32: added to them
+    offset_ptr,  # [4] fp32: added to them, and what is added where peaks are apart
     apart_ptr,  # [1] int32: whether rows and columns have a peak each
-    row_peak_ptr,  # [M] fp32
-    row_inverse_ptr,  # [M] fp32
-    column_peak_ptr,  # [N] fp32
-    column_inverse_ptr,  # [N] fp32
+    row_inverses_ptr,  # [3, M] fp32: by the shift, by a peak of its own, and that peak
+    column_inverses_ptr,  # [3, N] fp32
     weights_ptr,  # [panel, columns]
     first_row,
+    rows,
     columns,
     UNIT: tl.constexpr,
     SIGMOID: tl.constexpr,
@@ -61,17 +60,20 @@ def _backward_kernel(
         PRECISION,
         IN_PARTS,
     )
-    logits, rest = _logits(logits, rate_ptr, offset_ptr, PRECISE)
+    apart = tl.load(apart_ptr)
+    logits, rest = _logits(logits, rate_ptr, offset_ptr + 2 * apart, PRECISE)
     if SIGMOID:
         _, weights = _sigmoid(logits, rest, PRECISE)
     else:
-        row_inverse, column_inverse = tl.load(row_inverse_ptr + row + i), tl.load(column_inverse_ptr + column + j)
-        if tl.load(apart_ptr) == 0:
-            weights = _power(logits, rest, PRECISE) * (row_inverse[:, None] + column_inverse[None, :])
+        row_facts, column_facts = row_inverses_ptr + row + i, column_inverses_ptr + column + j
+        if apart == 0:
+            inverses = tl.load(row_facts)[:, None] + tl.load(column_facts)[None, :]
+            weights = _power(logits, rest, PRECISE) * inverses
         else:
-            row_peak, column_peak = tl.load(row_peak_ptr + row + i), tl.load(column_peak_ptr + column + j)
-            weights = _power(logits - row_peak[:, None], rest, PRECISE) * row_inverse[:, None]
-            weights += _power(logits - column_peak[None, :], rest, PRECISE) * column_inverse[None, :]
+            peak, inverse = tl.load(row_facts + 2 * rows), tl.load(row_facts + rows)
+            weights = _power(logits - peak[:, None], rest, PRECISE) * inverse[:, None]
+            peak, inverse = tl.load(column_facts + 2 * columns), tl.load(column_facts + columns)
+            weights += _power(logits - peak[None, :], rest, PRECISE) * inverse[None, :]
     weights = _select(weights * UNIT, 0.0, facts, row, column, OWN, HAS_BITS, BLOCK_M, BLOCK_N)
     place = (panel_row + i).to(tl.int64)[:, None] * columns + (column + j)[None, :]
     tl.store(weights_ptr + place, weights.to(weights_ptr.dtype.element_ty))

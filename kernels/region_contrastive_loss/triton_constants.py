@@ -11,6 +11,8 @@ from .tiles import Tiles
 
 GROUP = 16
 """Tiles below each other that run at one time."""
+SUMS = 64
+"""Rows or columns to a program of the kernels that finish their sums."""
 
 
 def products(units: Tensor, cut: Tiles) -> dict[str, Any]:

@@ -45,12 +45,13 @@ def _forward_kernel(
     rate_ptr,  # [2] fp32: logits per cosine, in powers of two
     offset_ptr,  # [2] fp32: added to them
     wanted_ptr,  # [1] int32: 0 where nothing is to be done
-    row_peak_ptr,  # [segments, panel] fp32
-    row_total_ptr,  # [segments, panel] fp32
+    row_peak_ptr,  # [segments, rows] fp32
+    row_total_ptr,  # [segments, rows] fp32
     column_peak_ptr,  # [programs, columns] fp32
     column_total_ptr,  # [programs, columns] fp32
     first_row,
     panel,
+    rows,
     columns,
     segments,
     FORM: tl.constexpr,
@@ -145,7 +146,7 @@ def _forward_kernel(
                 tl.debug_barrier()
                 total = tl.load(column_total_ptr + place) + tl.sum(terms, 0)
                 tl.store(column_total_ptr + place, total)
-        place = segment * panel + panel_row + i
+        place = segment.to(tl.int64) * rows + row + i
         tl.store(row_total_ptr + place, row_total)
         if FORM != "shifted":
             tl.store(row_peak_ptr + place, row_peak)

@@ -10,10 +10,11 @@ from .._variants import Variant, variant_of_launch
 from .block import weight_unit
 from .tiles import of_architecture
 from .triton_backward import _backward_kernel
-from .triton_constants import GROUP, products, row_constants
+from .triton_constants import GROUP, SUMS, products, row_constants
 from .triton_filter import _filter_kernel
 from .triton_forward import _forward_kernel
 from .triton_rows import _finish_kernel, _prepare_kernel
+from .triton_sums import _inverse_kernel, _log2_kernel, _settle_kernel
 
 
 def variants() -> list[Variant]:
@@ -25,7 +26,8 @@ def variants() -> list[Variant]:
         for name in _PAIR_KERNELS
         for major in (8, 9)
     ]
-    return pairs + [_rows_variant(name, short) for short in dtypes for name in _ROW_KERNELS]
+    rows = [_rows_variant(name, short) for short in dtypes for name in _ROW_KERNELS]
+    return pairs + rows + [_sums_variant(name) for name in _SUM_KERNELS]
 
 
 _PAIR_KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -37,7 +39,8 @@ _PAIR_KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "backward sigmoid": (_backward_kernel, {"SIGMOID": True}),
 }
 _ROW_KERNELS = {"prepare": _prepare_kernel, "finish": _finish_kernel}
-_SIZES = {"first_row": 0, "panel": 32768, "columns": 32768, "segments": 4}
+_SUM_KERNELS = {"settle": _settle_kernel, "log2": _log2_kernel, "inverse": _inverse_kernel}
+_SIZES = {"first_row": 0, "panel": 32768, "rows": 32768, "columns": 32768, "segments": 4, "programs": 132}
 _WIDTH = 768
 
 
@@ -51,7 +54,10 @@ def _pairs_variant(name: str, short: str, dtype: torch.dtype, major: int) -> Var
         constants["GROUP"] = GROUP
     if kernel is _backward_kernel:
         constants["UNIT"] = weight_unit(dtype)
-    types = _types(kernel, short) | ({"threshold": "fp32"} if kernel is _filter_kernel else {})
+    types = _types(kernel, short) | {"rate_ptr": "*fp32"}
+    types = {key: kind for key, kind in types.items() if key in kernel.arg_names}
+    if kernel is _filter_kernel:
+        types["threshold"] = "fp32"
     for argument, rows in zip(kernel.arg_names[:2], (cut.rows, cut.columns), strict=True):
         types[argument] = f"tensordesc<{short}[{rows}, {cut.width}]>"
     return variant_of_launch(
@@ -85,8 +91,16 @@ def _rows_variant(name: str, short: str) -> Variant:
     )
 
 
+def _sums_variant(name: str) -> Variant:
+    kernel = _SUM_KERNELS[name]
+    integers = {key: value for key, value in _SIZES.items() if key in kernel.arg_names}
+    types = _types(kernel, "fp32")
+    return variant_of_launch(f"region_contrastive_loss {name}", kernel, types, integers, {"BLOCK": SUMS}, num_warps=2)
+
+
 def _types(kernel: Any, short: str) -> dict[str, str]:
     kinds = {"valid_ptr": "*u8", "dropped_ptr": "*i32", "wanted_ptr": "*i32", "apart_ptr": "*i32"}
+    kinds |= {"again_ptr": "*i32", "rate_ptr": "*fp64", "row_log2_ptr": "*fp64", "column_log2_ptr": "*fp64"}
     kinds |= {"row_valid_ptr": "*u8", "column_valid_ptr": "*u8", "padded_valid_ptr": "*u8"}
     data = {"regions_ptr", "texts_ptr", "region_units_ptr", "text_units_ptr"}
     data |= {"weights_ptr", "x_ptr", "x_grad_ptr", "partner_ptr"}

@@ -25,9 +25,10 @@ def test_every_launch_compiles_where_all_its_sizes_are_one(launches):
     others = ["_mask_embeddings_kernel", "_mask_embeddings_backward_kernel", "_quantize_rows_kernel"]
     others += ["_forward_kernel", "_backward_kernel"]
     finish = ["_backward_kernel", "_finish_kernel", "_finish_kernel"]
-    prepare = ["_prepare_kernel", "_positives_kernel", "_filter_kernel"]
-    others += [*prepare, "_forward_kernel", "_forward_kernel", *finish]
-    others += [*prepare, "_forward_kernel", *finish, "_philox_kernel"]
+    prepare = ["_prepare_kernel", "_positives_kernel", "_filter_kernel", "_constants_kernel", "_forward_kernel"]
+    others += [*prepare, "_settle_kernel", "_forward_kernel", "_log2_kernel"]
+    others += ["_constants_kernel", "_inverse_kernel", *finish]
+    others += [*prepare, "_constants_kernel", *finish, "_philox_kernel"]
     assert [launch["kernel"] for launch in launches] == attention + attention + others
 
 
