@@ -16,8 +16,8 @@ from .block import LOG2E, Block, add, padded, weight_unit
 from .exchange import Alone, Gather, Ring
 from .filter import WORD
 
-MAX_GATHERED = 256 * 2**20
-"""Bytes of all ranks' texts up to which `auto` gathers them: see docs/kernels/region_contrastive_loss.md."""
+MAX_GATHERED = 2**20
+"""Bytes of a rank's texts up to which `auto` gathers those of all: see docs/kernels/region_contrastive_loss.md."""
 
 
 def _kernels(backend: str) -> ModuleType:
@@ -30,7 +30,7 @@ def _ranks(group: str, exchange: str, texts: Tensor) -> Alone:
     if found is None or found.size() == 1:
         return Alone()
     if exchange == "auto":
-        exchange = "gather" if texts.nbytes * found.size() <= MAX_GATHERED else "ring"
+        exchange = "gather" if texts.nbytes <= MAX_GATHERED else "ring"
     return {"ring": Ring, "gather": Gather}[exchange](found)
 
 
