@@ -42,7 +42,7 @@ def main() -> None:
     ranks = torch.cuda.device_count()
     cases = CASES if device.type == "cpu" else [(ranks, regions, 768) for regions in PER_RANK]
     if device.type == "cuda" and ranks < 2:
-        sys.exit(f"texts travel between GPUs: there {'is one' if ranks else 'are none'} here; use --device cpu")
+        known.error("texts travel between GPUs, of which one is here; use --device cpu")
     result = Measurement(
         benchmark="region_exchange",
         machine=machine(device),

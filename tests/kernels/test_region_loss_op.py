@@ -239,3 +239,14 @@ def test_inputs_that_do_not_fit_are_named_with_wanted_and_found(change, wanted, 
         del inputs["logit_bias"]
         with pytest.raises(ValueError, match=f"(?s){wanted}.*{found}"):
             region_contrastive_loss(**(inputs | change))
+
+
+def test_columns_are_cut_so_that_no_program_has_much_more_to_do_than_its_share():
+    """Of the tiles that a program of 132 works on at R 8192 to 131072, at most 15 % more than a fair share."""
+    triton = pytest.importorskip("locfast.kernels.region_contrastive_loss.triton")
+    for regions in (8192, 16384, 32768, 65536, 131072):
+        blocks, tiles = regions // 128, regions // 256
+        segments = triton._segments(blocks, tiles, 132)
+        busiest = -(-blocks * segments // 132) * -(-tiles // segments)
+        assert busiest <= 1.15 * blocks * tiles / 132, regions
+    assert triton._segments(1, 1, 132) == 1
