@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import softplus
 from torch.utils.flop_counter import register_flop_formula
 
 from .block import LOG2E, Block, add, padded, weight_unit
@@ -52,7 +53,11 @@ def _forward(
     keeps_filter: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The loss, and for the backward: unit rows, inverse norms, facts of rows and of columns, their number, bits."""
+    """The loss, and what the backward wants: unit rows, inverse norms; rows and columns, how many are valid; bits.
+
+    rows [3, R]: log2 of their sums (of the sigmoid form: the sums of their slopes), slopes of the positives, valid or
+    not; columns [2, ranks, R]: log2 of sums, valid or not. All fp64, but bits [ranks, R, R / 32].
+    """
     kernels = _kernels(backend)
     with torch.autocast(regions.device.type, enabled=False), torch.cuda.device_of(regions):
         region_units, text_units, inverse, cosines, row_valid = kernels.prepare(regions, texts, valid, dtype)
@@ -63,20 +68,12 @@ def _forward(
         every_positive, every_valid = ranks.all(torch.stack([positives, row_valid.double()])).unbind(1)
         count = every_valid.sum().clamp(min=1)
 
-        row_log2, column_log2, loss = None, torch.zeros_like(every_positive), positives.new_zeros(())
+        by_row: Tensor | None = None
+        by_column, loss = torch.zeros_like(every_positive), positives.new_zeros(())
         bits = regions.new_empty(0, dtype=torch.int32)
         for owner, theirs in ranks.forward(text_units):
-            block = Block(
-                region_units,
-                theirs,
-                text_units,
-                row_valid,
-                every_valid[owner].bool(),
-                owner == ranks.rank,
-                scale,
-                bias,
-                threshold,
-            )
+            columns_valid, own = every_valid[owner].bool(), owner == ranks.rank
+            block = Block(region_units, theirs, text_units, row_valid, columns_valid, own, scale, bias, threshold)
             if threshold is not None and keeps_filter:
                 words = kernels.dropped_pairs(block)
                 if ranks.size == 1:  # R^2 / 8 bytes, and no copy of them
@@ -86,30 +83,28 @@ def _forward(
                     bits[owner] = words
                 block = block.keeping(bits[owner])
             if bias is None:
-                by_row, column_log2[owner] = kernels.negatives(block)
-                row_log2 = by_row if row_log2 is None else add(row_log2, by_row)
+                part, by_column[owner] = kernels.negatives(block)
+                by_row = part if by_row is None else add(by_row, part)
             else:
-                losses, slopes = kernels.negatives_sigmoid(block)
+                losses, part = kernels.negatives_sigmoid(block)
                 loss += losses.sum(dtype=torch.float64)
-                row_log2 = slopes.double() if row_log2 is None else row_log2 + slopes
-        assert row_log2 is not None
+                by_row = part.double() if by_row is None else by_row + part
+        assert by_row is not None
 
         if bias is None:
-            row_log2 = add(row_log2, positives)
-            column_log2 = add(_log2_of_sum(column_log2, ranks), every_positive)
-            own_log2 = column_log2[ranks.rank]
-            losses = math.log(2) / 2 * (row_log2 + own_log2 - 2 * positives)
-            slope = (positives - row_log2).exp2() + (positives - own_log2).exp2() - 2
-        else:  # what row_log2 holds is the sum of a row's slopes, which the bias wants
-            natural = positives / LOG2E
-            losses, slope = torch.nn.functional.softplus(-natural, threshold=90), -torch.sigmoid(-natural)
-        loss = loss + torch.where(row_valid, losses, 0).sum()
-        slope = torch.where(row_valid, slope, 0)
-        loss = ranks.sum(loss) / count
-    facts = torch.stack([row_log2, slope, row_valid.double()])
-    columns = torch.stack([column_log2, every_valid])
+            by_row = add(by_row, positives)
+            by_column = add(_log2_of_sum(by_column, ranks), every_positive)
+            own_column = by_column[ranks.rank]
+            losses = math.log(2) / 2 * (by_row + own_column - 2 * positives)
+            slope = (positives - by_row).exp2() + (positives - own_column).exp2() - 2
+        else:
+            losses = softplus(-positives / LOG2E, threshold=90)
+            slope = -torch.sigmoid(-positives / LOG2E)
+        loss = ranks.sum(loss + torch.where(row_valid, losses, 0).sum()) / count
+    rows = torch.stack([by_row, torch.where(row_valid, slope, 0), row_valid.double()])
+    columns = torch.stack([by_column, every_valid])
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    return loss.to(wide), region_units, text_units, inverse, facts, columns, count, bits
+    return loss.to(wide), region_units, text_units, inverse, rows, columns, count, bits
 
 
 def _log2_of_sum(own: Tensor, ranks: Alone) -> Tensor:
@@ -133,7 +128,7 @@ def _backward(
     region_units: Tensor,
     text_units: Tensor,
     inverse: Tensor,
-    facts: Tensor,
+    rows: Tensor,
     columns: Tensor,
     count: Tensor,
     bits: Tensor,
@@ -146,30 +141,20 @@ def _backward(
     """Gradients of regions, texts, scale and bias; an empty tensor for one that nobody `needs`."""
     kernels = _kernels(backend)
     _, needs_texts, needs_scale, needs_bias = needs
-    row_log2, slope, row_valid = facts.unbind(0)
+    by_row, slope, valid = rows[0], rows[1], rows[2].bool()
     unit = weight_unit(region_units.dtype)
-    valid = row_valid.bool()
     with torch.autocast(regions.device.type, enabled=False), torch.cuda.device_of(regions):
         ranks = _ranks(group, exchange, text_units)
         scale, bias = _number(logit_scale), None if logit_bias is None else _number(logit_bias)
         of_regions = _differentiates_regions(needs)
         regions_grad = torch.zeros(region_units.shape, dtype=inverse.dtype, device=regions.device)
         for owner, theirs in ranks.backward(text_units):
-            block = Block(
-                region_units,
-                theirs,
-                text_units,
-                valid,
-                columns[1, owner].bool(),
-                owner == ranks.rank,
-                scale,
-                bias,
-                threshold,
-            )
+            columns_valid, own = columns[1, owner].bool(), owner == ranks.rank
+            block = Block(region_units, theirs, text_units, valid, columns_valid, own, scale, bias, threshold)
             if bits.numel():
                 block = block.keeping(bits[owner])
             part = kernels.gradients(
-                block, row_log2, columns[0, owner], regions_grad if of_regions else None, needs_texts
+                block, by_row, columns[0, owner], regions_grad if of_regions else None, needs_texts
             )
             if needs_texts:
                 ranks.give(owner, part)
@@ -179,7 +164,7 @@ def _backward(
         share = grad.double() / (count if bias is not None else 2 * count)
         results = [regions.new_empty(0) for _ in needs]
         if needs_bias and logit_bias is not None:
-            results[3] = _like(logit_bias, (torch.where(valid, row_log2, 0).sum() + slope.sum()) * share)
+            results[3] = _like(logit_bias, (torch.where(valid, by_row, 0).sum() + slope.sum()) * share)
         share, slope = (share / unit).to(inverse.dtype), slope * unit
         factor = share * logit_scale.to(inverse.dtype).reshape(())
         along = slope  # until it is what a gradient has along its rows
@@ -245,7 +230,7 @@ def _(
     region_units: Tensor,
     text_units: Tensor,
     inverse: Tensor,
-    facts: Tensor,
+    rows: Tensor,
     columns: Tensor,
     count: Tensor,
     bits: Tensor,
