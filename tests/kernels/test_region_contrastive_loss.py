@@ -138,6 +138,14 @@ def test_cosines_all_at_one_end_of_a_high_scale_are_right(backend, sign, form, d
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", FUSED)
+def test_a_negative_scale_only_turns_the_cosines_round(backend, form, device):
+    usable(backend, device)
+    regions, texts, scale = make_inputs(70, 33, torch.float32, device, 100.0)
+    check((regions, texts, -scale), form, backend)
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("backend", ("reference", *FUSED))
 def test_equal_captions_are_no_negatives_of_each_other(backend, form, device):
     """Every negative is filtered. What is left of InfoNCE is nothing, and of SigLIP's loss the positives."""
