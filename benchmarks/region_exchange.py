@@ -105,18 +105,21 @@ def measure(device: str, ranks: int, regions: int, width: int) -> None:
     x, y = (torch.randn(regions, width, generator=generator).to(here, dtype).requires_grad_() for _ in range(2))
     scale = torch.tensor(20.0, device=here, requires_grad=True)
     times: dict[str, list[float]] = {exchange: [] for exchange in EXCHANGES}
+    results: dict[str, list[Any]] = {}
     for repeat in range(REPEATS + 1):
         for exchange in EXCHANGES:  # in turns, so that both meet the same machine
             dist.barrier()
             start = time.perf_counter()
             loss = region_contrastive_loss(x, y, logit_scale=scale, group=dist.group.WORLD, exchange=exchange)
-            torch.autograd.grad(loss, (x, y, scale))
+            results[exchange] = [loss.detach(), *torch.autograd.grad(loss, (x, y, scale))]
             if here.type == "cuda":
                 torch.cuda.synchronize()
             slowest = torch.tensor(1e3 * (time.perf_counter() - start), device=here)
             dist.all_reduce(slowest, dist.ReduceOp.MAX)
             if repeat:  # the first one sets up connections
                 times[exchange].append(slowest.item())
+    for one, other in zip(*results.values(), strict=True):  # that either is right is for the tests to say
+        torch.testing.assert_close(one, other, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-6)
     if rank == 0:
         print(json.dumps(times))
     dist.destroy_process_group()

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from .. import _backend
 from . import ops, reference
+from .checks import agree_once, check, check_number
 
 OP = "region_contrastive_loss"
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-EXCHANGES = ("auto", "ring", "gather")
-MAX_REGIONS = 2**20
-"""Of one rank, which fp32 sums of their exponentials allow for (docs/kernels/region_contrastive_loss.md)."""
+FACTS = ("regions and texts", "dtype", "filter_threshold", "exchange", "keep_filter", "backend", "requires_grad")
+"""What ranks must agree on, beside the scale and the bias."""
 
 
 def region_contrastive_loss(
@@ -38,7 +37,8 @@ def region_contrastive_loss(
     it; None keeps all, which is CLIP's loss. Texts are normalised in fp32 and rounded to the dtype of the products
     before they are compared, and no gradient goes through the comparison.
     valid [R] bool: a row that is not valid is neither row nor column, whatever it holds, and its gradient is zero.
-    group: ranks whose rows make up the whole batch, each with as many rows and with its own ones; None: this process.
+    group: ranks whose rows make up the whole batch; None: this process alone. All call with as many rows, one scale and
+    the same options, and want gradients of the same inputs: whoever differs is told so at the first such call.
       ->  a scalar, fp32 (fp64 for fp64 inputs): the mean over the valid rows of all ranks of both directions' losses,
     the same on every rank; 0 where no row is valid. CLOC, equation 2 and section 3.4.
 
@@ -50,9 +50,10 @@ def region_contrastive_loss(
     exchange: how texts reach other ranks: `ring`, `gather` (memory for the texts of all ranks), or `auto` by size.
     keep_filter: keep one bit for every pair of a rank's texts with all texts, or decide anew in the backward.
     Nothing of size R x R is stored but these bits, except by `reference`. Deterministic.
-    Raises ValueError for shapes, dtypes and names that do not fit, BackendError for a named backend that cannot run.
+    Raises ValueError for shapes, dtypes and names that do not fit or differ between ranks, BackendError for a named
+    backend that cannot run.
     """
-    _check(regions, texts, logit_scale, filter_threshold, valid, exchange, keep_filter)
+    check(regions, texts, logit_scale, filter_threshold, valid, group, exchange, keep_filter)
     arguments = (regions, texts, logit_scale, None, filter_threshold, valid, group, exchange, keep_filter)
     return _loss(*arguments, backend)
 
@@ -77,8 +78,8 @@ def region_sigmoid_loss(
     its gradient is the share of this rank's rows, as that of logit_scale. All else as in `region_contrastive_loss`.
     CLOC names it as the alternative that needs less memory.
     """
-    _check(regions, texts, logit_scale, filter_threshold, valid, exchange, keep_filter)
-    _one_number("logit_bias", logit_bias, regions.device)
+    check(regions, texts, logit_scale, filter_threshold, valid, group, exchange, keep_filter)
+    check_number("logit_bias", logit_bias, regions.device)
     arguments = (regions, texts, logit_scale, logit_bias, filter_threshold, valid, group, exchange, keep_filter)
     return _loss(*arguments, backend)
 
@@ -103,6 +104,10 @@ def _loss(
     scale = _number(logit_scale, dtype, device)
     bias = None if logit_bias is None else _number(logit_bias, dtype, device)
     chosen = _backend.choose(OP, device, dtype, backend)
+    if group is not None and group.size() > 1:
+        numbers = (list(regions.shape), str(dtype).removeprefix("torch."), threshold, exchange, keep_filter, chosen)
+        trained = torch.is_grad_enabled() and (regions.requires_grad, texts.requires_grad)
+        agree_once(group, dict(zip(FACTS, (*numbers, trained), strict=True)))
     if chosen == "reference":
         return _reference(regions, texts, scale, bias, threshold, valid, group, dtype)
     name = "" if group is None else group.group_name
@@ -110,7 +115,8 @@ def _loss(
 
 
 def _number(value: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=_wide(dtype), device=device)
+    """A tensor, made without a wait for the device."""
+    return value if isinstance(value, Tensor) else torch.full((), value, dtype=_wide(dtype), device=device)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -146,55 +152,6 @@ def _all_but_own_detached(own: Tensor, group: dist.ProcessGroup) -> Tensor:
     parts: list[Any] = list(ops.all_ranks(own.detach(), group).unbind(0))
     parts[group.rank()] = own
     return torch.cat(parts)
-
-
-def _check(
-    regions: Tensor,
-    texts: Tensor,
-    logit_scale: Tensor | float,
-    threshold: float | None,
-    valid: Tensor | None,
-    exchange: str,
-    keep_filter: bool,
-) -> None:
-    if regions.ndim != 2 or regions.shape != texts.shape or 0 in regions.shape:
-        raise ValueError(
-            f"region losses: regions and texts must be [R, E] both, and not empty, got {list(regions.shape)} "
-            f"and {list(texts.shape)}"
-        )
-    if len(regions) > MAX_REGIONS:
-        raise ValueError(f"region losses: at most 2^20 regions on a rank, got {len(regions)}")
-    if regions.dtype not in DTYPES or regions.dtype != texts.dtype:
-        raise ValueError(
-            f"region losses: regions and texts must share one of fp64, fp32, fp16 and bf16, got {regions.dtype} "
-            f"and {texts.dtype}"
-        )
-    _one_number("logit_scale", logit_scale, regions.device)
-    if texts.device != regions.device:
-        raise ValueError(
-            f"region losses: regions and texts must be on one device, got {regions.device} and {texts.device}"
-        )
-    if threshold is not None and not -1 <= threshold <= 1:
-        raise ValueError(
-            f"region losses: filter_threshold is a cosine, -1 to 1, or None for no filter, got {threshold}"
-        )
-    if valid is not None and (
-        valid.dtype != torch.bool or valid.shape != regions.shape[:1] or valid.device != regions.device
-    ):
-        raise ValueError(
-            f"region losses: valid must be bool [R] = [{len(regions)}] on {regions.device}, got {valid.dtype} "
-            f"{list(valid.shape)} on {valid.device}"
-        )
-    if exchange not in EXCHANGES:
-        raise ValueError(f"region losses: exchange must be one of {', '.join(EXCHANGES)}, got {exchange!r}")
-
-
-def _one_number(name: str, value: Tensor | float, device: torch.device) -> None:
-    if isinstance(value, Tensor) and (value.numel() != 1 or not value.is_floating_point() or value.device != device):
-        raise ValueError(
-            f"region losses: {name} must be one floating number on {device}, got {value.dtype} {list(value.shape)} "
-            f"on {value.device}"
-        )
 
 
 _backend.register(OP, {"triton": _backend.triton_probe, "tiled": _backend.anywhere, "reference": _backend.anywhere})

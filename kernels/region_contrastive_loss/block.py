@@ -13,7 +13,7 @@ FREE = 100.0
 """Triton's sums are of 2^(logit - shift), logits in powers of two, with a constant shift in a maximum's place: what the
 highest logit there can be exceeds this by. 2^20 terms of 2^FREE are within fp32."""
 SAFE = 113.0
-"""The highest logit up to which 2^(logit - shift) is a normal fp32 number for every cosine: that of a scale of 78."""
+"""The highest logit up to which 2^(logit - shift) is a normal fp32 number for every cosine: that of a scale of 77."""
 FAINT = -82.0
 """Above SAFE the least numbers are flushed to zero: 2^20 of them, under 2^-126 each, are nothing beside 2^FAINT."""
 

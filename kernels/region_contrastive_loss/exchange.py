@@ -2,7 +2,7 @@
 
 Every rank keeps its own regions. `ring`: texts pass from rank to rank, a block of them in memory at a time, and their
 gradients follow one step behind, so that both arrive at home after a full circle. `gather`: every rank gets all texts
-at once, and gradients are summed at their owners: fewer messages, memory for all texts.
+at once, and gradients are summed at their owners: fewer messages, memory for all texts and three blocks' gradients.
 """
 
 from __future__ import annotations
@@ -25,13 +25,9 @@ class Alone:
 
     rank, size = 0, 1
 
-    def forward(self, texts: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def blocks(self, texts: Tensor) -> Iterator[tuple[int, Tensor]]:
         """(owner, texts) of every rank, the own ones first."""
         yield self.rank, texts
-
-    def backward(self, texts: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """The same in the order in which `give` wants gradients."""
-        return self.forward(texts)
 
     def give(self, owner: int, grad: Tensor) -> None:
         """This rank's share of the gradient of the owner's texts; it is overwritten."""
@@ -81,7 +77,7 @@ class Ring(_Group):
         super().__init__(group)
         self._travelling: _Message | None = None
 
-    def forward(self, texts: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def blocks(self, texts: Tensor) -> Iterator[tuple[int, Tensor]]:
         for step in range(self.size):
             coming = self._pass_on(texts, TEXTS) if step + 1 < self.size else None
             yield (self.rank - step) % self.size, texts
@@ -118,13 +114,18 @@ class _Message:
 
 
 class Gather(_Group):
-    """All texts come in while a rank works on its own; shares of gradients go out while it works on the next."""
+    """All texts come in while a rank works on its own; shares of gradients go out while it works on the next ones.
+
+    Sums over ranks have to start in one order everywhere, that of their owners: the own share waits for its turn.
+    """
 
     def __init__(self, group: dist.ProcessGroup):
         super().__init__(group)
-        self._sums: list[tuple[dist.Work | None, Tensor]] = []
+        self._shares: dict[int, Tensor] = {}
+        self._next = 0
+        self._under_way: list[tuple[dist.Work | None, Tensor]] = []
 
-    def forward(self, texts: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def blocks(self, texts: Tensor) -> Iterator[tuple[int, Tensor]]:
         every, work = self._gather(texts, True)
         yield self.rank, texts
         _wait(work)
@@ -132,18 +133,20 @@ class Gather(_Group):
             if owner != self.rank:
                 yield owner, every[owner]
 
-    def backward(self, texts: Tensor) -> Iterator[tuple[int, Tensor]]:
-        return iter(enumerate(self.all(texts)))  # sums over ranks must start in the same order everywhere
-
     def give(self, owner: int, grad: Tensor) -> None:
-        target = dist.get_global_rank(self.group, owner)
-        work = dist.reduce(grad, target, group=self.group, async_op=True)
         if owner == self.rank:
             self._total = grad
-        self._sums.append((work, grad))
+        self._shares[owner] = grad
+        while self._next in self._shares:
+            share, target = self._shares.pop(self._next), dist.get_global_rank(self.group, self._next)
+            work = dist.reduce(share, target, group=self.group, async_op=True)
+            self._under_way.append((work, share))
+            self._next += 1
+            if len(self._under_way) > 2:  # or the shares of all owners would be in memory
+                _wait(self._under_way.pop(0)[0])
 
     def total(self) -> Tensor:
-        for work, _ in self._sums:
+        for work, _ in self._under_way:
             _wait(work)
         return self._total
 

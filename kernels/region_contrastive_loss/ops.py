@@ -71,7 +71,7 @@ def _forward(
         by_row: Tensor | None = None
         by_column, loss = torch.zeros_like(every_positive), positives.new_zeros(())
         bits = regions.new_empty(0, dtype=torch.int32)
-        for owner, theirs in ranks.forward(text_units):
+        for owner, theirs in ranks.blocks(text_units):
             columns_valid, own = every_valid[owner].bool(), owner == ranks.rank
             block = Block(region_units, theirs, text_units, row_valid, columns_valid, own, scale, bias, threshold)
             if threshold is not None and keeps_filter:
@@ -148,7 +148,7 @@ def _backward(
         scale, bias = _number(logit_scale), None if logit_bias is None else _number(logit_bias)
         of_regions = _differentiates_regions(needs)
         regions_grad = torch.zeros(region_units.shape, dtype=inverse.dtype, device=regions.device)
-        for owner, theirs in ranks.backward(text_units):
+        for owner, theirs in ranks.blocks(text_units):
             columns_valid, own = columns[1, owner].bool(), owner == ranks.rank
             block = Block(region_units, theirs, text_units, valid, columns_valid, own, scale, bias, threshold)
             if bits.numel():

@@ -33,5 +33,11 @@ def options(cut: Tiles) -> dict[str, Any]:
 def row_constants(width: int, padded_width: int) -> dict[str, int]:
     """Of the kernels that work on rows, with their warps: one to a row, more to a wide one."""
     block = triton.next_power_of_2(padded_width)
-    rows = tiles.ROWS["to a program"]
-    return {"E": width, "WIDTH": padded_width, "BLOCK": block, "ROWS": rows, "num_warps": max(4, min(16, block // 512))}
+    rows = max(1, min(1, 2048 / block) * tiles.ROWS["to a program"])
+    return {
+        "E": width,
+        "WIDTH": padded_width,
+        "BLOCK": block,
+        "ROWS": int(rows),
+        "num_warps": max(4, min(16, block // 512)),
+    }

@@ -43,7 +43,7 @@ def _prepare_kernel(
 @triton.jit
 def _finish_kernel(
     x_ptr,  # [rows, E]
-    valid_ptr,  # [rows] uint8
+    valid_ptr,  # [padded] uint8
     grad_ptr,  # [padded, WIDTH] fp32, of the unit rows, without that of the positives
     inverse_ptr,  # [padded] fp32
     slope_ptr,  # [padded] fp32

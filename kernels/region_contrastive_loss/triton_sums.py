@@ -12,12 +12,15 @@ _FAINT, _FREE, _SAFE = tl.constexpr(FAINT), tl.constexpr(FREE), tl.constexpr(SAF
 
 
 @triton.jit
-def _shift(rate):
-    """What stands for the highest logit there can be, so that 2^(logit - shift) overflows for no cosine.
+def _highest(rate):
+    """The highest logit there can be, in powers of two: rows of rounded units have cosines up to 1.005 in bf16."""
+    return tl.abs(rate) * 1.015625
 
-    A whole number, which fp32 holds.
-    """
-    return tl.ceil(tl.maximum(tl.abs(rate) - _FREE, 0.0))
+
+@triton.jit
+def _shift(rate):
+    """What stands for it, so that 2^(logit - shift) overflows for no cosine: a whole number, which fp32 holds."""
+    return tl.ceil(tl.maximum(_highest(rate) - _FREE, 0.0))
 
 
 @triton.jit
@@ -48,7 +51,7 @@ def _settle(parts_ptr, valid_ptr, total_ptr, place, length, parts, rate):
         total += tl.load(part_ptr)
     tl.store(total_ptr + place, total)
     faint = (total < 2.0**_FAINT) & (tl.load(valid_ptr + place) != 0)
-    return tl.where(tl.abs(rate) > _SAFE, tl.max(faint.to(tl.int32), 0), 0)
+    return tl.where(_highest(rate) > _SAFE, tl.max(faint.to(tl.int32), 0), 0)
 
 
 @triton.jit
@@ -158,5 +161,5 @@ def _inverse_kernel(
     else:
         place = (block - rows // BLOCK) * BLOCK + tl.arange(0, BLOCK)
         faint = _inverse(column_log2_ptr, column_valid_ptr, column_inverses_ptr, place, columns, shift)
-    if tl.abs(rate) > _SAFE and faint != 0:
+    if _highest(rate) > _SAFE and faint != 0:
         tl.atomic_max(apart_ptr, 1)

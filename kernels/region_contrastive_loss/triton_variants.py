@@ -1,4 +1,4 @@
-"""Every compiled form of the Triton kernels in use, for a look at the machine code."""
+"""Compiled forms of the Triton kernels, for a look at the machine code: of one rank that keeps the filter's bits."""
 
 from __future__ import annotations
 

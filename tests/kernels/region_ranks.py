@@ -102,6 +102,7 @@ def _rank(rank: int, folder: str) -> None:
         results[ranks, "ddp"] = _layer_gradients(group)
         for exchange, needed in product(("ring", "gather"), NEEDED):
             results[ranks, exchange, needed] = _one_sided(group, exchange, *NEEDED[needed])
+    results["refused"] = _refused(groups[RANKS])
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -147,6 +148,24 @@ def _one_sided(group: Any, exchange: str, *needs: bool) -> list[Tensor | None]:
     options = dict(logit_scale=scale, valid=rows, group=group, exchange=exchange, backend="tiled")
     region_contrastive_loss(regions, texts, **options).backward()
     return [regions.grad, texts.grad]
+
+
+def _refused(group: Any) -> dict[str, str]:
+    """What a rank is told where the first one calls otherwise than the others."""
+    first, told = group.rank() == 0, {}
+    for name, (rows, threshold, exchange, trained) in {
+        "rows": (4 if first else 6, 0.9, "ring", True),
+        "threshold": (6, None if first else 0.9, "ring", True),
+        "exchange": (6, 0.9, "ring" if first else "gather", True),
+        "gradients": (6, 0.9, "ring", not first),
+    }.items():
+        texts = torch.ones(rows, 8, requires_grad=trained)
+        options = dict(logit_scale=1.0, filter_threshold=threshold, exchange=exchange, group=group)
+        try:
+            region_contrastive_loss(torch.ones(rows, 8), texts, **options)
+        except ValueError as error:
+            told[name] = str(error)
+    return told
 
 
 def _share(inputs: Inputs, group: Any) -> Inputs:

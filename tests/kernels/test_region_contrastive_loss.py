@@ -1,5 +1,6 @@
 """The region losses are right: their formulas, their derivatives, and every backend beside the reference."""
 
+import importlib
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from locfast.kernels.region_contrastive_loss import region_contrastive_loss, region_sigmoid_loss, tiled
+from locfast.kernels.region_contrastive_loss.block import Block, weight_unit
 
 from .region_loss_checks import (
     BIAS,
@@ -135,6 +137,57 @@ def test_cosines_all_at_one_end_of_a_high_scale_are_right(backend, sign, form, d
     for dtype in DTYPES:
         inputs = (regions.to(dtype), texts.to(dtype), torch.tensor(100.0, device=device))
         check(inputs, form, backend, threshold=None, bias=-100.0 * sign)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", FUSED)
+def test_a_filter_that_drops_nothing_changes_nothing(backend, dtype, form, device):
+    """No two captions alike, and rows that fill whole tiles: most of these have not a pair to drop."""
+    usable(backend, device)
+    generator = torch.Generator().manual_seed(2)
+    regions, texts = torch.randn(2, 256, 40, generator=generator).to(device, dtype).unbind(0)
+    inputs = (regions, texts, torch.tensor(20.0, device=device))
+    with_filter, without = (run(inputs, form, backend, threshold=threshold) for threshold in (0.95, None))
+    for name, a, b in zip(NAMES, with_filter, without, strict=False):
+        assert torch.equal(a, b), name
+    check(inputs, form, backend, threshold=0.95)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_rows_whose_cosines_rounding_puts_above_one_do_not_overflow_a_high_scale(backend, device):
+    """Equal units of bf16 whose square is 1.005: at a scale of 2000 their logits are 10 above the scale."""
+    usable(backend, device)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(4096, 16, generator=generator)
+    squares = F.normalize(rows, dim=-1).bfloat16().double().square().sum(-1)
+    row = rows[squares.argmax()].to(device, torch.bfloat16)
+    assert squares.max() > 1.003
+    regions = torch.stack([row, row, -row, row])
+    found, *grads = run((regions, regions, torch.tensor(2000.0, device=device)), "contrastive", backend, threshold=None)
+    wanted = 3 / 4 * math.log(3)  # three rows have three equal highest logits each, one has its own alone
+    # Logits of 2900 in powers of two are good to 1.2e-4 in fp32, as what they are multiplied with is.
+    torch.testing.assert_close(found.double().item(), wanted, rtol=0, atol=2e-4)
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_fp16_keeps_weights_that_it_could_not_hold_itself(backend, device):
+    """Of the sigmoid form at a bias of -18 every weight is 1.5e-8; fp16's least number is 6e-8."""
+    usable(backend, device)
+    kernels = importlib.import_module(f"locfast.kernels.region_contrastive_loss.{backend}")
+    generator = torch.Generator().manual_seed(1)
+    regions, texts = torch.randn(2, 70, 32, generator=generator).to(device, torch.float16).unbind(0)
+    valid = torch.ones(70, dtype=torch.bool, device=device)
+    region_units, text_units, _, _, valid = kernels.prepare(regions, texts, valid, torch.float16)
+    scale, bias = (torch.tensor(x, dtype=torch.float64, device=device) for x in (0.0, -18.0))
+    block = Block(region_units, text_units, text_units, valid, valid, False, scale, bias, None)
+    sums = torch.zeros(len(valid), dtype=torch.float64, device=device)
+    found = torch.zeros(region_units.shape, device=device)
+    kernels.gradients(block, sums, sums, found, False)
+    wanted = math.exp(-18) * text_units.float().sum(0)
+    # A weight of 2.5e-4 in fp16's units is good to 2^-11.
+    torch.testing.assert_close(found[:70] / weight_unit(torch.float16), wanted.expand(70, -1), rtol=1e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -1,11 +1,14 @@
 """Which captions are nearly the same: one answer for a pair wherever it is asked, and what keeps it."""
 
+import importlib
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from locfast.kernels.region_contrastive_loss import tiled
+from locfast.kernels.region_contrastive_loss.block import Block
 from locfast.kernels.region_contrastive_loss.filter import exceeds, in_fixed_order, pack, unpack
 
 from .region_loss_checks import FORMS, FUSED, NAMES, on_the_threshold, run, usable
@@ -86,6 +89,27 @@ def test_forward_and_backward_decide_alike_on_the_threshold(backend, dtype, form
     kept, fresh = (run(inputs, form, backend, None, threshold, keep_filter=keep) for keep in (True, False))
     for name, a, b in zip(NAMES, kept, fresh, strict=False):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_triton_decides_alike_in_every_tile_and_its_mirror_image(dtype, device):
+    """By half of the tiles and their mirror images, by all of them, and as blocks of other ranks' texts."""
+    usable("triton", device)
+    if device.type == "cpu" and dtype != torch.float32:
+        pytest.skip("an interpreter's 16-bit products have an order of their own for every shape")
+    triton = importlib.import_module("locfast.kernels.region_contrastive_loss.triton")
+    rows = 600 if device.type == "cuda" else 200  # of which whole tiles make two halves
+    texts, threshold = on_the_threshold(rows, 48, dtype, device)
+    valid = torch.ones(rows, dtype=torch.bool, device=device)
+    _, units, _, _, valid = triton.prepare(texts, texts, valid, dtype)
+    one = torch.tensor(1.0, dtype=torch.float64, device=device)
+    block = Block(units, units, units, valid, valid, True, one, None, threshold)
+    whole, half = triton.dropped_pairs(block), len(units) // 2
+    assert torch.equal(triton._dropped(block, slice(0, len(units))), whole)
+    other = Block(units[half:], units[:half], units[half:], valid[half:], valid[:half], False, one, None, threshold)
+    assert torch.equal(triton.dropped_pairs(other), whole[half:, : half // 32])
+    flags = unpack(whole, len(units))
+    assert torch.equal(flags, flags.T)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

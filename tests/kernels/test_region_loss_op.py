@@ -229,6 +229,15 @@ def test_panels_of_any_size_give_the_same_loss(form, monkeypatch, device):
         (dict(valid=torch.ones(4)), r"bool \[R\] = \[4\]", "float32"),
         (dict(valid=torch.ones(5, dtype=torch.bool)), r"bool \[R\] = \[4\]", r"\[5\]"),
         (dict(exchange="star"), "auto, ring, gather", "star"),
+        (dict(regions=[[1.0]]), "regions must be a tensor", "list"),
+        (dict(valid=[True] * 4), "valid must be a tensor", "list"),
+        (dict(logit_scale="10"), "logit_scale must be a number", "'10'"),
+        (dict(logit_scale=None), "logit_scale must be a number", "None"),
+        (dict(filter_threshold=True), "-1 to 1, or None", "True"),
+        (dict(filter_threshold=float("nan")), "-1 to 1, or None", "nan"),
+        (dict(group=1), "process group that this rank belongs to", "1"),
+        (dict(keep_filter="no"), "True or False", "'no'"),
+        (dict(regions=torch.zeros(4, 2**16 + 1), texts=torch.zeros(4, 2**16 + 1)), "width 2.16", "65537"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named_with_wanted_and_found(change, wanted, found):

@@ -1,5 +1,6 @@
 """The region losses on several ranks are those of one rank that has the whole batch."""
 
+import re
 import subprocess
 import sys
 from itertools import product
@@ -96,6 +97,19 @@ def test_ring_and_gather_agree(case, ranks):
         assert torch.equal(a["bits"], b["bits"])
         for name, x, y in zip(NAMES, a["found"], b["found"], strict=False):
             assert_rounded_otherwise(x, y, name, error_of(case))
+
+
+def test_ranks_that_call_otherwise_than_the_others_are_told_so_on_every_rank(ranks):
+    wanted = {
+        "rows": r"same regions and texts.*rank 0: \[4, 8\]; rank 1: \[6, 8\]",
+        "threshold": r"same filter_threshold.*rank 0: None; rank 1: 0\.9",
+        "exchange": "same exchange.*rank 0: ring; rank 1: gather",
+        "gradients": r"same requires_grad.*rank 0: \(False, False\); rank 1: \(False, True\)",
+    }
+    for results in ranks:
+        assert results["refused"].keys() == wanted.keys()
+        for name, text in wanted.items():
+            assert re.search(text, results["refused"][name]), name
 
 
 @pytest.mark.parametrize("size", [2, 4])
