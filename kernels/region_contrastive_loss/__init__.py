@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import _backend
 from . import ops, reference
 from .checks import agree_once, check, check_number
+from .products import wide
 
 OP = "region_contrastive_loss"
 FACTS = ("regions and texts", "dtype", "filter_threshold", "exchange", "keep_filter", "backend", "requires_grad")
@@ -116,11 +117,7 @@ def _loss(
 
 def _number(value: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor, made without a wait for the device."""
-    return value if isinstance(value, Tensor) else torch.full((), value, dtype=_wide(dtype), device=device)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    return value if isinstance(value, Tensor) else torch.full((), value, dtype=wide(dtype), device=device)
 
 
 def _reference(
@@ -139,7 +136,7 @@ def _reference(
         return own if group is None or group.size() == 1 else _all_but_own_detached(own, group)
 
     def of_rows(number: Tensor) -> Tensor:
-        return whole(number.to(_wide(dtype)).reshape(1).expand(len(regions)))
+        return whole(number.to(wide(dtype)).reshape(1).expand(len(regions)))
 
     inputs, facts = (whole(regions), whole(texts), of_rows(scale)), (threshold, whole(valid), dtype)
     with torch.autocast(regions.device.type, enabled=False):

@@ -47,11 +47,6 @@ class Block:
         return replace(self, dropped=dropped)
 
 
-def add(a: Tensor, b: Tensor) -> Tensor:
-    """log2(2^a + 2^b) in fp64, also of two empty sums."""
-    return torch.logaddexp2(a, b)
-
-
 def weight_unit(dtype: torch.dtype) -> float:
     """What a weight of 1 counts in `dtype`. Weights reach 2, and fp16 would lose those under 6e-8: a half of 2^16."""
     return 2.0**14 if dtype == torch.float16 else 1.0

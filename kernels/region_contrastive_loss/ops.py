@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn.functional import softplus
 from torch.utils.flop_counter import register_flop_formula
 
-from .block import LOG2E, Block, add, padded, weight_unit
+from .block import LOG2E, Block, padded, weight_unit
 from .exchange import Alone, Gather, Ring
 from .filter import WORD
+from .products import wide
 
 MAX_GATHERED = 2**20
 """Bytes of a rank's texts up to which `auto` gathers those of all: see docs/kernels/region_contrastive_loss.md."""
@@ -84,7 +85,7 @@ def _forward(
                 block = block.keeping(bits[owner])
             if bias is None:
                 part, by_column[owner] = kernels.negatives(block)
-                by_row = part if by_row is None else add(by_row, part)
+                by_row = part if by_row is None else torch.logaddexp2(by_row, part)
             else:
                 losses, part = kernels.negatives_sigmoid(block)
                 loss += losses.sum(dtype=torch.float64)
@@ -92,8 +93,8 @@ def _forward(
         assert by_row is not None
 
         if bias is None:
-            by_row = add(by_row, positives)
-            by_column = add(_log2_of_sum(by_column, ranks), every_positive)
+            by_row = torch.logaddexp2(by_row, positives)
+            by_column = torch.logaddexp2(_log2_of_sum(by_column, ranks), every_positive)
             own_column = by_column[ranks.rank]
             losses = math.log(2) / 2 * (by_row + own_column - 2 * positives)
             slope = (positives - by_row).exp2() + (positives - own_column).exp2() - 2
@@ -103,8 +104,7 @@ def _forward(
         loss = ranks.sum(loss + torch.where(row_valid, losses, 0).sum()) / count
     rows = torch.stack([by_row, torch.where(row_valid, slope, 0), row_valid.double()])
     columns = torch.stack([by_column, every_valid])
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    return loss.to(wide), region_units, text_units, inverse, rows, columns, count, bits
+    return loss.to(wide(dtype)), region_units, text_units, inverse, rows, columns, count, bits
 
 
 def _log2_of_sum(own: Tensor, ranks: Alone) -> Tensor:
@@ -205,14 +205,13 @@ def _(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows, width = padded(regions.shape, backend)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
     size = _size(group)
     words = (size, rows, -(-rows // WORD)) if threshold is not None and keeps_filter else (0,)
     return (
-        regions.new_empty((), dtype=wide),
+        regions.new_empty((), dtype=wide(dtype)),
         regions.new_empty((rows, width), dtype=dtype),
         regions.new_empty((rows, width), dtype=dtype),
-        regions.new_empty((2, rows), dtype=wide),
+        regions.new_empty((2, rows), dtype=wide(dtype)),
         regions.new_empty((3, rows), dtype=torch.float64),
         regions.new_empty((2, size, rows), dtype=torch.float64),
         regions.new_empty((), dtype=torch.float64),

@@ -7,6 +7,11 @@ import torch
 from torch import Tensor
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """In which sums of products are kept: fp32, and fp64 for fp64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def product(a: Tensor, b: Tensor, add_to: Tensor | None = None) -> Tensor:
     """a [M, K] @ b [K, N] in fp32 (fp64 for fp64), into `add_to` [M, N] where given, and that returned."""
     with ieee_fp32():
@@ -14,8 +19,7 @@ def product(a: Tensor, b: Tensor, add_to: Tensor | None = None) -> Tensor:
             if add_to is None:
                 return torch.mm(a, b, out_dtype=torch.float32)
             return torch.addmm(add_to, a, b, out_dtype=torch.float32, out=add_to)
-        wide = torch.float64 if a.dtype == torch.float64 else torch.float32
-        a, b = a.to(wide), b.to(wide)
+        a, b = a.to(wide(a.dtype)), b.to(wide(a.dtype))
         return a @ b if add_to is None else torch.addmm(add_to, a, b, out=add_to)
 
 

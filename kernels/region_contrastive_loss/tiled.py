@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .block import LOG2E, Block, weight_unit
 from .filter import WORD, exceeds, pack, unpack
-from .products import product
+from .products import product, wide
 
 MAX_PANEL = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Pairs in memory at a time: within a processor's last cache, and enough to fill a GPU."""
@@ -26,13 +26,13 @@ def prepare(
 
     Rows that are not valid become zeros by selection: what they hold reaches nothing.
     """
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
     units, inverse = [], []
     for x in (regions, texts):
-        x = x.to(wide).masked_fill(~valid[:, None], 0)
+        x = x.to(wide(dtype)).masked_fill(~valid[:, None], 0)
         inverse.append(x.norm(dim=-1).clamp(min=1e-12).reciprocal())
         units.append((x * inverse[-1][:, None]).to(dtype))
-    return units[0], units[1], torch.stack(inverse), (units[0].to(wide) * units[1].to(wide)).sum(-1), valid
+    cosines = (units[0].to(wide(dtype)) * units[1].to(wide(dtype))).sum(-1)
+    return units[0], units[1], torch.stack(inverse), cosines, valid
 
 
 def dropped_pairs(block: Block) -> Tensor:
@@ -137,8 +137,8 @@ def _log2(total: Tensor, peak: Tensor) -> Tensor:
 
 def _apart(log2: Tensor, block: Block) -> tuple[Tensor, Tensor]:
     """1 / sum as e^-peak * inverse: a logarithm in fp32 would cost what its peak, a whole number, does not."""
-    natural, wide = log2 / LOG2E, torch.float64 if block.regions.dtype == torch.float64 else torch.float32
-    return natural.round().to(wide), (natural.round() - natural).exp().to(wide)
+    natural, dtype = log2 / LOG2E, wide(block.regions.dtype)
+    return natural.round().to(dtype), (natural.round() - natural).exp().to(dtype)
 
 
 def _finite(peak: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ FP32 = {
 """fp32, with exact products on the FMA units."""
 
 FROM_CUBLAS = Tiles(32, 256, 64, 8, 1, 4)
-"""Where cuBLAS makes the cosines, and the kernels read them."""
+"""Where cuBLAS makes the cosines, and the kernels read them. The online form, rarely wanted, makes its own."""
 
 ROWS = {"to a program": 4}
 """Of the kernels that work row by row."""
@@ -67,6 +67,6 @@ def tiles(kernel: str, dtype: torch.dtype, device: torch.device) -> Tiles:
 
 
 def of_architecture(kernel: str, dtype: torch.dtype, major: int) -> Tiles:
-    if COSINES["from"] == "cublas" and kernel != "filter":
+    if COSINES["from"] == "cublas" and kernel not in ("filter", "online"):
         return FROM_CUBLAS
     return (FP32 if dtype == torch.float32 else HALF if major in (9, 10) else OLDER)[kernel]

@@ -19,7 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .block import LOG2E, Block, padded, weight_unit
 from .filter import WORD
 from .products import product
-from .tiles import COSINES, PANEL, Tiles, tiles
+from .tiles import FROM_CUBLAS, PANEL, Tiles, tiles
 from .triton_backward import _backward_kernel
 from .triton_constants import GROUP, SUMS, options, products, row_constants
 from .triton_filter import _filter_kernel
@@ -158,7 +158,7 @@ def _sums(block: Block, form: str, constants: Tensor, wanted: Tensor | None = No
     offset = constants[{"shifted": 2, "online": 4, "sigmoid": 6}[form] :]
     programs = cut.programs * _multiprocessors(device)
     decided = block.threshold is None or block.dropped is not None
-    panels = list(_panels(block, whole=decided and not _from_cublas()))
+    panels = list(_panels(block, whole=decided and cut != FROM_CUBLAS))
     segments = _segments((panels[0].stop - panels[0].start) // cut.rows, columns // cut.columns, programs)
     by_row = torch.empty(1 if form == "shifted" else 2, segments, len(block.regions), device=device)
     by_column = torch.empty({"shifted": 1, "online": 2, "sigmoid": 0}[form], programs, columns, device=device)
@@ -206,7 +206,7 @@ def _operands(block: Block, rows: slice, cut: Tiles) -> tuple[Any, ...]:
     """Units of both sides; cosines of a panel of rows and their bits, or anything where there are none; valid ones."""
     valid = _bytes(block.row_valid), _bytes(block.column_valid)
     cosines = dropped = valid[0]
-    if _from_cublas():
+    if cut == FROM_CUBLAS:
         cosines = product(block.regions[rows], block.texts.T)
     if block.dropped is not None:
         dropped = block.dropped[rows]
@@ -220,10 +220,6 @@ def _descriptors(a: Tensor, b: Tensor, cut: Tiles) -> tuple[TensorDescriptor, Te
     return of_a, TensorDescriptor.from_tensor(b, [cut.columns, cut.width])
 
 
-def _from_cublas() -> bool:
-    return COSINES["from"] == "cublas"
-
-
 def _panels(block: Block, whole: bool = False) -> Iterator[slice]:
     """Of rows: such that what is kept of their pairs stays small, or all at once."""
     rows = len(block.regions)
@@ -232,8 +228,7 @@ def _panels(block: Block, whole: bool = False) -> Iterator[slice]:
 
 
 def _constants(block: Block, cut: Tiles) -> dict[str, Any]:
-    own = {"OWN": block.own, "HAS_BITS": block.threshold is not None, "FROM_CUBLAS": _from_cublas()}
-    own["PRECISE"] = block.regions.dtype == torch.float32
+    own = {"OWN": block.own, "HAS_BITS": block.threshold is not None, "FROM_CUBLAS": cut == FROM_CUBLAS}
     return own | products(block.regions, cut)
 
 

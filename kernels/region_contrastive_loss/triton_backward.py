@@ -32,9 +32,7 @@ def _backward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-    IN_PARTS: tl.constexpr,
-    PRECISE: tl.constexpr,
+    FP32: tl.constexpr,
     GROUP: tl.constexpr,
 ):
     """The weights of a panel of rows: derivatives of the losses of rows and columns with respect to the logits."""
@@ -57,23 +55,22 @@ def _backward_kernel(
         BLOCK_M,
         BLOCK_N,
         BLOCK_K,
-        PRECISION,
-        IN_PARTS,
+        FP32,
     )
     apart = tl.load(apart_ptr)
-    logits, rest = _logits(logits, rate_ptr, offset_ptr + 2 * apart, PRECISE)
+    logits, rest = _logits(logits, rate_ptr, offset_ptr + 2 * apart, FP32)
     if SIGMOID:
-        _, weights = _sigmoid(logits, rest, PRECISE)
+        _, weights = _sigmoid(logits, rest, FP32)
     else:
         row_facts, column_facts = row_inverses_ptr + row + i, column_inverses_ptr + column + j
         if apart == 0:
             inverses = tl.load(row_facts)[:, None] + tl.load(column_facts)[None, :]
-            weights = _power(logits, rest, PRECISE) * inverses
+            weights = _power(logits, rest, FP32) * inverses
         else:
             peak, inverse = tl.load(row_facts + 2 * rows), tl.load(row_facts + rows)
-            weights = _power(logits - peak[:, None], rest, PRECISE) * inverse[:, None]
+            weights = _power(logits - peak[:, None], rest, FP32) * inverse[:, None]
             peak, inverse = tl.load(column_facts + 2 * columns), tl.load(column_facts + columns)
-            weights += _power(logits - peak[None, :], rest, PRECISE) * inverse[None, :]
+            weights += _power(logits - peak[None, :], rest, FP32) * inverse[None, :]
     weights = _select(weights * UNIT, 0.0, facts, row, column, OWN, HAS_BITS, BLOCK_M, BLOCK_N)
     place = (panel_row + i).to(tl.int64)[:, None] * columns + (column + j)[None, :]
     tl.store(weights_ptr + place, weights.to(weights_ptr.dtype.element_ty))

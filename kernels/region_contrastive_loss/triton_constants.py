@@ -21,8 +21,7 @@ def products(units: Tensor, cut: Tiles) -> dict[str, Any]:
         "BLOCK_M": cut.rows,
         "BLOCK_N": cut.columns,
         "BLOCK_K": cut.width,
-        "PRECISION": "ieee",  # of products of fp32 tiles; 16-bit ones run on tensor cores either way
-        "IN_PARTS": units.dtype == torch.float32,
+        "FP32": units.dtype == torch.float32,
     }
 
 

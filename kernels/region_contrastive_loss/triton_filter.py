@@ -22,8 +22,7 @@ def _filter_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-    IN_PARTS: tl.constexpr,
+    FP32: tl.constexpr,
     GROUP: tl.constexpr,
 ):
     """SYMMETRIC: captions and texts are the same, and a tile above the diagonal also writes its mirror image."""
@@ -46,8 +45,7 @@ def _filter_kernel(
         BLOCK_M,
         BLOCK_N,
         BLOCK_K,
-        PRECISION,
-        IN_PARTS,
+        FP32,
     )
     dropped = (similarity > threshold) | (row_valid == 0)[:, None] | (column_valid == 0)[None, :]
     if OWN:

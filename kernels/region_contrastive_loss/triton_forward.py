@@ -20,17 +20,14 @@ def _positives_kernel(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-    IN_PARTS: tl.constexpr,
+    FP32: tl.constexpr,
 ):
     """Cosines of the positives, by the products and in the order of all others.
 
     Where embeddings are much alike, so are the roundings of their cosines, which then cancel in the loss.
     """
     row, i = tl.program_id(0) * BLOCK, tl.arange(0, BLOCK)
-    cosines = _cosines(
-        regions, texts, cosine_ptr, row, row, row, BLOCK, False, WIDTH, BLOCK, BLOCK, BLOCK_K, PRECISION, IN_PARTS
-    )
+    cosines = _cosines(regions, texts, cosine_ptr, row, row, row, BLOCK, False, WIDTH, BLOCK, BLOCK, BLOCK_K, FP32)
     tl.store(cosine_ptr + row + i, tl.sum(tl.where(i[:, None] == i[None, :], cosines, 0.0), 1))
 
 
@@ -62,9 +59,7 @@ def _forward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-    IN_PARTS: tl.constexpr,
-    PRECISE: tl.constexpr,
+    FP32: tl.constexpr,
 ):
     """Sums of 2^logit by row and by column. A program walks over some columns of a block of rows, then of another.
 
@@ -116,31 +111,28 @@ def _forward_kernel(
                 BLOCK_M,
                 BLOCK_N,
                 BLOCK_K,
-                PRECISION,
-                IN_PARTS,
+                FP32,
             )
-            logits, rest = _logits(logits, rate_ptr, offset_ptr, PRECISE)
+            logits, rest = _logits(logits, rate_ptr, offset_ptr, FP32)
             logits = _select(logits, -float("inf"), facts, row, column, OWN, HAS_BITS, BLOCK_M, BLOCK_N)
             place = program.to(tl.int64) * columns + column + j
             if FORM == "sigmoid":
-                losses, slopes = _sigmoid(logits, rest, PRECISE)
+                losses, slopes = _sigmoid(logits, rest, FP32)
                 row_total += tl.sum(losses, 1)
                 row_peak += tl.sum(slopes, 1)
             elif FORM == "online":
                 peak = tl.maximum(row_peak, tl.max(logits, 1))
-                row_total = row_total * tl.exp2(row_peak - peak) + tl.sum(
-                    _power(logits - peak[:, None], rest, PRECISE), 1
-                )
+                row_total = row_total * tl.exp2(row_peak - peak) + tl.sum(_power(logits - peak[:, None], rest, FP32), 1)
                 row_peak = peak
                 tl.debug_barrier()
                 before = tl.load(column_peak_ptr + place)
                 total = tl.load(column_total_ptr + place)
                 peak = tl.maximum(before, tl.max(logits, 0))
-                total = total * tl.exp2(before - peak) + tl.sum(_power(logits - peak[None, :], rest, PRECISE), 0)
+                total = total * tl.exp2(before - peak) + tl.sum(_power(logits - peak[None, :], rest, FP32), 0)
                 tl.store(column_peak_ptr + place, peak)
                 tl.store(column_total_ptr + place, total)
             else:
-                terms = _power(logits, rest, PRECISE)
+                terms = _power(logits, rest, FP32)
                 row_total += tl.sum(terms, 1)
                 # A column's number may be one thread's to write and another's to read.
                 tl.debug_barrier()

@@ -18,13 +18,12 @@ def _cosines(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-    IN_PARTS: tl.constexpr,
+    FP32: tl.constexpr,
 ):
     """A tile of a b^T in fp32, or of the panel that cuBLAS made of it.
 
     The order of a sum depends on BLOCK_K alone: a pair has the same cosine in every tile, and as its mirror image.
-    IN_PARTS, for fp32: sums of 2 BLOCK_K terms, and then of these. In one row 768 terms on the FMA units lose more than
+    FP32, for fp32: sums of 2 BLOCK_K terms, and then of these. In one row 768 terms on the FMA units lose more than
     the tolerance has, at a scale of 100.
     """
     if FROM_CUBLAS:
@@ -32,17 +31,17 @@ def _cosines(
         total = tl.load(cosines_ptr + (panel_row + i).to(tl.int64)[:, None] * columns + (column + j)[None, :])
     else:
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        if IN_PARTS:
+        if FP32:
             for start in range(0, WIDTH, 2 * BLOCK_K):
                 part = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
                 for k in tl.static_range(0, 2 * BLOCK_K, BLOCK_K):
                     b_part = b.load([column, start + k])
-                    part = tl.dot(a.load([row, start + k]), b_part.T, part, input_precision=PRECISION)
+                    part = tl.dot(a.load([row, start + k]), b_part.T, part, input_precision="ieee")
                 total += part
         else:
             for start in range(0, WIDTH, BLOCK_K):
                 b_part = b.load([column, start])
-                total = tl.dot(a.load([row, start]), b_part.T, total, input_precision=PRECISION)
+                total = tl.dot(a.load([row, start]), b_part.T, total, input_precision="ieee")
     return total
 
 
@@ -119,36 +118,36 @@ def _log2_of_one_and(x):
 
 
 @triton.jit
-def _logits(cosines, rate_ptr, offset_ptr, PRECISE: tl.constexpr):
+def _logits(cosines, rate_ptr, offset_ptr, FP32: tl.constexpr):
     """In powers of two, and what their last digit lacks, in natural units.
 
-    Rate and offset are sums of two numbers. PRECISE, for fp32: without the second ones all logits would be stretched
+    Rate and offset are sums of two numbers. FP32: without the second ones all logits would be stretched
     and moved alike, which no sum over pairs would average out; added to a rounded logit they would be lost again.
     """
     logits = cosines * tl.load(rate_ptr) + tl.load(offset_ptr)
     rest = logits
-    if PRECISE:
+    if FP32:
         rest = (cosines * tl.load(rate_ptr + 1) + tl.load(offset_ptr + 1)) * 0.6931471805599453
     return logits, rest
 
 
 @triton.jit
-def _power(logits, rest, PRECISE: tl.constexpr):
+def _power(logits, rest, FP32: tl.constexpr):
     """2^logits e^rest, for a rest so small that 1 + rest is its power."""
     power = tl.exp2(logits)
-    if PRECISE:
+    if FP32:
         power += power * rest
     return power
 
 
 @triton.jit
-def _sigmoid(logits, rest, PRECISE: tl.constexpr):
+def _sigmoid(logits, rest, FP32: tl.constexpr):
     """log2(1 + 2^logits), and its derivative by a logit in natural units, for logits of either sign."""
     toward_zero = rest
-    if PRECISE:
+    if FP32:
         toward_zero = tl.where(logits < 0, rest, -rest)
-    small = _power(-tl.abs(logits), toward_zero, PRECISE)
+    small = _power(-tl.abs(logits), toward_zero, FP32)
     loss = tl.maximum(logits, 0.0) + _log2_of_one_and(small)
-    if PRECISE:
+    if FP32:
         loss += tl.where(logits < 0, 0.0, rest * 1.4426950408889634)
     return loss, tl.where(logits < 0, small, 1.0) / (1.0 + small)

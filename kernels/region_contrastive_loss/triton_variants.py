@@ -49,7 +49,7 @@ def _pairs_variant(name: str, short: str, dtype: torch.dtype, major: int) -> Var
     cut = of_architecture(name.replace("forward ", "").replace("backward sigmoid", "backward"), dtype, major)
     constants: dict[str, Any] = {"OWN": True, **form, **products(torch.empty(0, _WIDTH, dtype=dtype), cut)}
     if kernel is not _filter_kernel:
-        constants |= {"HAS_BITS": True, "FROM_CUBLAS": False, "PRECISE": dtype == torch.float32}
+        constants |= {"HAS_BITS": True, "FROM_CUBLAS": False}
     if kernel is not _forward_kernel:
         constants["GROUP"] = GROUP
     if kernel is _backward_kernel:

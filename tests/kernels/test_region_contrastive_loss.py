@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from locfast.kernels.region_contrastive_loss import region_contrastive_loss, region_sigmoid_loss, tiled
+from locfast.kernels.region_contrastive_loss import block, region_contrastive_loss, region_sigmoid_loss, tiled, tiles
 from locfast.kernels.region_contrastive_loss.block import Block, weight_unit
 
 from .region_loss_checks import (
@@ -181,13 +181,27 @@ def test_fp16_keeps_weights_that_it_could_not_hold_itself(backend, device):
     valid = torch.ones(70, dtype=torch.bool, device=device)
     region_units, text_units, _, _, valid = kernels.prepare(regions, texts, valid, torch.float16)
     scale, bias = (torch.tensor(x, dtype=torch.float64, device=device) for x in (0.0, -18.0))
-    block = Block(region_units, text_units, text_units, valid, valid, False, scale, bias, None)
+    pairs = Block(region_units, text_units, text_units, valid, valid, False, scale, bias, None)
     sums = torch.zeros(len(valid), dtype=torch.float64, device=device)
     found = torch.zeros(region_units.shape, device=device)
-    kernels.gradients(block, sums, sums, found, False)
+    kernels.gradients(pairs, sums, sums, found, False)
     wanted = math.exp(-18) * text_units.float().sum(0)
     # A weight of 2.5e-4 in fp16's units is good to 2^-11.
     torch.testing.assert_close(found[:70] / weight_unit(torch.float16), wanted.expand(70, -1), rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_triton_s_passes_are_right_over_cosines_that_a_matrix_product_left_in_memory(form, device, monkeypatch):
+    """In panels of 256 rows, with the filter's bits kept and decided anew, and where the online form is wanted."""
+    usable("triton", device)
+    monkeypatch.setitem(tiles.COSINES, "from", "cublas")
+    monkeypatch.setitem(tiles.PANEL, "rows", 256)
+    monkeypatch.setattr(block, "TILE", (256, 64))
+    inputs = make_inputs(300, 33, torch.float32, device, 20.0)
+    for keep in (True, False):
+        check(inputs, form, "triton", keep_filter=keep)
+    _, texts, _ = make_inputs(30, 33, torch.float32, device)
+    check((-texts, texts, torch.tensor(100.0, device=device)), form, "triton", threshold=None, bias=100.0)
 
 
 @pytest.mark.parametrize("form", FORMS)
