@@ -6,6 +6,9 @@ import os
 if not os.path.exists("/dev/nvidiactl"):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# What a run on the CPU sets too: MKL reads it at its first product, which may be of a test before any run.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
 from pathlib import Path
 
 import pytest

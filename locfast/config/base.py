@@ -82,8 +82,8 @@ class TrainConfig:
     """Peak learning rate."""
     workers: int | None = None
     """Decoding processes per rank. Default: by the number of cores."""
-    decoder: Literal["auto", "cpu"] = "auto"
-    """What decodes images."""
+    decoder: Literal["auto", "cpu", "nvjpeg", "dali"] = "auto"
+    """What decodes images: the workers (cpu), or the GPU. auto: DALI, else nvJPEG, else cpu; the log says why."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on a GPU, fp32 on the CPU. Weights stay fp32."""
     device: str = "auto"

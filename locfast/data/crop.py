@@ -29,6 +29,10 @@ class Plan:
     inside: tuple[int, int, int, int]  # left, top, right, bottom in view pixels, before the flip
     flip: bool
     interpolation: str  # a filter of PIL, in small letters
+    resized: tuple[int, int] | None = None
+    """Height and width of the whole image once it is resized, where a view is cut out of that: its filter sees the
+    pixels around the box. None: the box is cut out first, and the filter sees nothing around it, which is what
+    torchvision's random resized crop does."""
 
     @property
     def shrink(self) -> float:
@@ -49,13 +53,14 @@ def plan(view: View, source: tuple[int, int], numbers: Sequence[float]) -> Plan:
     flip, interpolation, *rest = numbers
     height, width = source
     if view.crop == "random_resized":
-        box, inside = _random_box(height, width, rest), (0, 0, view.size[1], view.size[0])
+        box, inside, resized = _random_box(height, width, rest), (0, 0, view.size[1], view.size[0]), None
     else:
-        y, x = map(_window, source, _resized(view, source, rest), view.size)
+        resized = _resized(view, source, rest)
+        y, x = map(_window, source, resized, view.size)
         box = (x.source_start, y.source_start, x.source_end, y.source_end)
         inside = (x.start, y.start, x.end, y.end)
     chosen = ("bilinear", "bicubic")[interpolation >= 0.5] if view.interpolation == "random" else view.interpolation
-    return Plan(view.size, box, inside, view.flip and flip < 0.5, chosen)
+    return Plan(view.size, box, inside, view.flip and flip < 0.5, chosen, resized)
 
 
 def _resized(view: View, source: tuple[int, int], numbers: Sequence[float]) -> tuple[int, int]:

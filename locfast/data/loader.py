@@ -1,4 +1,4 @@
-"""The loader: positions in, batches out; decoded in worker processes, normalised on the device."""
+"""The loader: positions in, batches out; read and decoded in worker processes, or decoded on the device."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,16 +17,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from locfast.data.decode import get_decoder
+from locfast.data.assemble import Assembler, Batch, on_gpu
+from locfast.data.decode.choice import choose
+from locfast.data.decode.device import BatchFailed, InUse, why_not
 from locfast.data.order import Order
 from locfast.data.reader import Done, Job, Reader
-from locfast.data.spec import Geometry, ImageSpec, Source, View
+from locfast.data.spec import ImageSpec, Source
 from locfast.errors import UserError
 from locfast.interrupt import held
 
 log = logging.getLogger("locfast")
-
-Batch = dict[str, Any]
 
 JOB_SIZE = 32
 """Samples that a worker makes at a time. Smaller than a batch, so that all workers share in the first one, and so that
@@ -48,11 +49,17 @@ class Loader:
     On a GPU a batch is moved and normalised on a stream of its own, at once when it is asked for: a caller that queues
     its work without waiting for it, as the training loop does, asks while the GPU still computes on the batch before.
 
-    `workers` 0 decodes in this process, None chooses by the cores of this machine. `pin` None: pinned memory when the
+    `decoder`: "cpu" decodes in the workers; "dali" and "nvjpeg" take the bytes and crops that these have read and drawn
+    and decode on the device, one batch ahead; "auto" chooses, and `decoding` says what and why. What a device decoder
+    does not take falls to the workers, counted by kind in `on_cpu`. The order, the crops and which samples can be read
+    are the same whichever decodes. Raises UserError for a decoder asked for by name that cannot run.
+
+    `workers` 0 reads in this process, None chooses by the cores of this machine. `pin` None: pinned memory when the
     device is a GPU. `replaced` counts and names what could not be read, as far as batches were handed out.
     """
 
     replaced: Replaced
+    on_cpu: Counter[str]
 
     def __init__(
         self,
@@ -71,9 +78,11 @@ class Loader:
         self.workers = default_workers() if workers is None else workers
         self.pin = self.device.type == "cuda" if pin is None else pin
         self.prefetch = prefetch
-        self.replaced = Replaced()
-        self._reader = Reader(source, spec, self.order, get_decoder(decoder))
-        self._constants = {name: _constants(view, self.device) for name, view in spec.views.items()}
+        self.replaced, self.on_cpu = Replaced(), Counter()
+        self._decoder, self.decoding = choose(decoder, spec, self.device)
+        self._reader = Reader(source, spec, self.order, why_not if self._decoder else None)
+        self._assemble = Assembler(spec, self.device, self.pin)
+        self._in_use = InUse(self.device)
         self._stream: torch.cuda.Stream | None = None
         if self.device.type == "cuda":
             self._stream = torch.cuda.Stream(self.device)
@@ -105,7 +114,48 @@ class Loader:
         """Count on from a checkpoint's `state()`; files named there are not named again."""
         self.replaced = Replaced(state["count"], dict(state["names"]))
 
-    def _run(self, samples: Iterator[tuple[Tensor, Tensor, Tensor]]) -> Iterator[Batch]:
+    def _run(self, samples: Iterator[tuple[Tensor, Tensor, Tensor]]) -> Generator[Batch]:
+        with closing(self._parts(samples)) as parts:
+            if self._decoder is None:
+                yield from map(self._batch, parts)
+            else:
+                yield from self._one_ahead(parts)
+
+    def _one_ahead(self, all_parts: Iterator[list[Done]]) -> Iterator[Batch]:
+        """Batches of a device decoder, which works on the next one while the caller has this one."""
+        begun: list[Done] | None = None
+        for parts in all_parts:
+            self._begin(parts)
+            if begun:
+                yield self._end(begun)
+            begun = parts
+        if begun:
+            yield self._end(begun)
+
+    def _begin(self, parts: list[Done]) -> None:
+        assert self._decoder is not None
+        if images := [image for part in parts if part.handed_on for image in part.handed_on.images()]:
+            with torch.cuda.stream(self._stream) if self._stream else nullcontext():
+                self._decoder.begin(images)
+
+    def _end(self, parts: list[Done]) -> Batch:
+        assert self._decoder is not None
+        try:
+            with torch.cuda.stream(self._stream) if self._stream else nullcontext():
+                decoded = self._decoder.end() if any(part.handed_on for part in parts) else None
+        except BatchFailed as error:
+            count = sum(len(part.handed_on.rows) for part in parts if part.handed_on)
+            log.warning(
+                "%s refused a batch (%s): its %d images are decoded on the CPU", self._decoder.name, error, count
+            )
+            self.on_cpu["refused in a batch"] += count
+            parts, decoded = [self._reader.again(part) for part in parts], None
+        batch = self._batch(parts, decoded)
+        self._in_use.hand_out(decoded)
+        return batch
+
+    def _parts(self, samples: Iterator[tuple[Tensor, Tensor, Tensor]]) -> Generator[list[Done]]:
+        """What the workers made, put together by batches."""
         options: dict[str, Any] = {}
         if self.workers:
             # Forked workers share the source's index instead of copying it.
@@ -137,7 +187,7 @@ class Loader:
                     break
                 parts.append(done)
                 if done.last:
-                    yield self._batch(parts)
+                    yield parts
                     parts = []
         finally:
             with held():
@@ -158,41 +208,18 @@ class Loader:
         except (RuntimeError, OSError, EOFError) as error:
             raise explain_dead_worker(error) or error from None
 
-    def _batch(self, parts: list[Done]) -> Batch:
+    def _batch(self, parts: list[Done], decoded: dict[str, Tensor] | None = None) -> Batch:
         for part in parts:
             self._report(part)
         if self._stream is None:
-            return self._on_device(parts)
+            return self._assemble(parts, decoded)
         with torch.cuda.stream(self._stream):
-            batch = self._on_device(parts)
+            batch = self._assemble(parts, decoded)
         here = torch.cuda.current_stream(self.device)
         here.wait_stream(self._stream)
-        for tensor in _tensors(batch):
+        for tensor in on_gpu(batch):
             tensor.record_stream(here)  # or its memory could go to the next batch while this one is in use
         return batch
-
-    def _on_device(self, parts: list[Done]) -> Batch:
-        batch: Batch = {
-            "views": {name: self._normalised(name, [part.views[name] for part in parts]) for name in self.spec.views},
-            "geometry": {name: _geometry([part.geometry[name] for part in parts]) for name in self.spec.views},
-        }
-        for name in ("position", "epoch", "index"):
-            values = torch.tensor([value for part in parts for value in getattr(part, name)], dtype=torch.int64)
-            batch[name] = (values.pin_memory() if self.pin else values).to(self.device, non_blocking=True)
-        if self.spec.label_map:
-            maps = {name: [part.label_map[name] for part in parts] for name in self.spec.views}
-            batch["label_map"] = {name: self._moved(map_parts) for name, map_parts in maps.items()}
-        if self.spec.records:
-            batch["records"] = [record for part in parts for record in part.records]
-        return batch
-
-    def _moved(self, parts: list[Tensor]) -> Tensor:
-        return torch.cat([part.to(self.device, non_blocking=True) for part in parts])
-
-    def _normalised(self, name: str, parts: list[Tensor]) -> Tensor:
-        white, mean, std = self._constants[name]
-        pixels = self._moved(parts).permute(0, 3, 1, 2).contiguous().float()
-        return pixels.div_(white).sub_(mean).div_(std)
 
     def _report(self, done: Done) -> None:
         """Count and name what a job could not read, once its batch is handed out: so workers change nothing."""
@@ -206,6 +233,10 @@ class Loader:
                     "cannot read %s (%s): another sample takes its place (so far %d files and %d samples)",
                     *(name, reason, len(self.replaced.names), self.replaced.count),
                 )
+        for kind, name in done.kept:
+            if not self.on_cpu[kind]:
+                log.info("the CPU decodes every %s (first: %s)", kind, name)
+            self.on_cpu[kind] += 1
         if done.hopeless:
             raise UserError(done.hopeless)
 
@@ -241,23 +272,3 @@ def _leave_ctrl_c_to_the_main_process(worker: int) -> None:
 
 def _as_it_is(done: Any) -> Any:
     return done
-
-
-def _constants(view: View, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """255, mean and standard deviation as tensors: by a Python number, CUDA multiplies with a rounded reciprocal."""
-    mean, std = (
-        torch.tensor(value, dtype=torch.float32, device=device).view(3, 1, 1) for value in (view.mean, view.std)
-    )
-    return torch.tensor(255.0, device=device), mean, std
-
-
-def _tensors(batch: Batch) -> list[Tensor]:
-    """Those of a batch that lie on the GPU."""
-    inside = [value for part in batch.values() for value in (part.values() if isinstance(part, dict) else [part])]
-    return [value for value in inside if isinstance(value, Tensor) and value.is_cuda]
-
-
-def _geometry(parts: list[dict[str, Any]]) -> Geometry:
-    rows = {name: [part[name] for part in parts] for name in ("box", "inside", "flip", "source_size")}
-    joined = {name: torch.cat([torch.from_numpy(row) for row in parts]) for name, parts in rows.items()}
-    return Geometry(**joined, size=parts[0]["size"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from locfast.data.augment import RandAugment
 from locfast.data.crop import Plan, draw_numbers, geometry, plan
-from locfast.data.decode import Decoder, UnreadableImage
-from locfast.data.decode.cpu import decode_label_map
+from locfast.data.decode import UnreadableImage
+from locfast.data.decode.cpu import CpuDecoder, CpuPicture, decode_label_map
+from locfast.data.decode.device import Encoded
 from locfast.data.geometry import apply_to_label_map
 from locfast.data.order import Order
 from locfast.data.sources.split import sample_name
@@ -32,8 +33,29 @@ class Job:
 
 
 @dataclass
+class HandedOn:
+    """The samples of a job that go to the device as encoded bytes."""
+
+    rows: list[int]
+    """Their places in the job."""
+    data: Tensor
+    """Their bytes, one after the other: one tensor, so that it reaches the main process in shared memory."""
+    lengths: list[int]
+    sizes: list[tuple[int, int]]
+    turns: list[tuple[bool, bool, bool]]
+    plans: list[dict[str, Plan]]
+
+    def images(self) -> list[Encoded]:
+        chunks = self.data.split(self.lengths)
+        return [Encoded(*each) for each in zip(chunks, self.sizes, self.turns, self.plans, strict=True)]
+
+
+@dataclass
 class Done:
-    """A job's samples, on their way to the device; `views` and `label_map` hold [b, h, w, 3] and [b, h, w] uint8."""
+    """A job's samples, on their way to the device; `views` and `label_map` hold [b, h, w, 3] and [b, h, w] uint8.
+
+    Where a device decoder is at work, `views` hold the rows that were decoded here and `handed_on` the others.
+    """
 
     position: list[int]
     epoch: list[int]
@@ -45,6 +67,9 @@ class Done:
     records: list[Record] = field(default_factory=list)
     unreadable: list[tuple[int, str, str]] = field(default_factory=list)
     """(place in the job, name, reason) of every file that failed, in the order in which they were tried."""
+    handed_on: HandedOn | None = None
+    kept: list[tuple[str, str]] = field(default_factory=list)
+    """(kind, name) of every sample that was decoded here although a device decoder is at work."""
     hopeless: str = ""
     """Set when a sample and all of its replacements failed: what to tell the user."""
 
@@ -57,18 +82,27 @@ class Done:
 
 @dataclass
 class _Sample:
-    pixels: dict[str, np.ndarray]
     plans: dict[str, Plan]
     size: tuple[int, int]
     label_map: Tensor | None
     record: Record  # without its bytes
+    pixels: dict[str, np.ndarray]  # empty: not decoded here
+    data: bytes  # empty: decoded here
+    turn: tuple[bool, bool, bool]
+    kept: str  # why it was decoded here where a device decoder is at work
 
 
 class Reader:
-    """Makes `Done` of `Job`: torch's DataLoader calls it as a dataset whose items are jobs."""
+    """Makes `Done` of `Job`: torch's DataLoader calls it as a dataset whose items are jobs.
 
-    def __init__(self, source: Source, spec: ImageSpec, order: Order, decoder: Decoder) -> None:
-        self.source, self.spec, self.order, self.decoder = source, spec, order, decoder
+    `why_not` says of a picture why a device decoder does not take it ("" where it does); None: there is none.
+    """
+
+    def __init__(
+        self, source: Source, spec: ImageSpec, order: Order, why_not: Callable[[CpuPicture], str] | None = None
+    ) -> None:
+        self.source, self.spec, self.order, self.why_not = source, spec, order, why_not
+        self.decoder = CpuDecoder()
         self.augment = {name: RandAugment(view) for name, view in spec.views.items() if view.color}
 
     def __getitem__(self, job: Job) -> Done:
@@ -80,8 +114,12 @@ class Reader:
             if sample is None:
                 return done
             samples.append(sample)
+        if self.why_not:
+            done.handed_on = _hand_on(samples)
+            done.kept = [(sample.kept, sample.record.name) for sample in samples if sample.kept]
         for name in self.spec.views:
-            done.views[name] = torch.from_numpy(np.stack([sample.pixels[name] for sample in samples]))
+            if pixels := [sample.pixels[name] for sample in samples if sample.pixels]:
+                done.views[name] = torch.from_numpy(np.stack(pixels))
             place = geometry([sample.plans[name] for sample in samples], [sample.size for sample in samples])
             done.geometry[name] = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in vars(place).items()}
             if self.spec.label_map:
@@ -90,6 +128,11 @@ class Reader:
         if self.spec.records:
             done.records = [sample.record for sample in samples]
         return done
+
+    def again(self, done: Done) -> Done:
+        """The same samples, all decoded here: for what a device decoder could not make of them."""
+        here = Reader(self.source, self.spec, self.order)[Job(done.position, done.epoch, done.index, done.last)]
+        return replace(here, unreadable=[*done.unreadable, *here.unreadable], kept=done.kept)
 
     def _numbers(self, epochs: list[int], indices: list[int]) -> dict[str, np.ndarray]:
         keys = Keys(self.order.seed, torch.tensor(epochs), torch.tensor(indices))
@@ -124,16 +167,35 @@ class Reader:
         record = self.source.read(index)
         picture = self.decoder.open(record.image)
         plans = {name: plan(view, picture.size, numbers[name].tolist()) for name, view in self.spec.views.items()}
-        pixels = dict(zip(plans, picture.render(list(plans.values())), strict=True))
-        for name, augment in self.augment.items():
-            words = random_words(Keys.of(self.order.seed, epoch, index), f"color.{name}", 4)
-            pixels[name] = augment(pixels[name], words[0].tolist())
+        kept = self.why_not(picture) if self.why_not else ""
+        here = bool(kept) or not self.why_not
+        pixels = self._pixels(picture, plans, epoch, index) if here else {}
         label_map = None
         if self.spec.label_map:
             if record.label_map is None:
                 raise UnreadableImage("it has no label map")
             label_map = torch.from_numpy(decode_label_map(record.label_map))
-        return _Sample(pixels, plans, picture.size, label_map, replace(record, image=b"", label_map=None))
+        told = replace(record, image=b"", label_map=None)
+        data = b"" if here else record.image
+        return _Sample(plans, picture.size, label_map, told, pixels, data, picture.turn, kept)
+
+    def _pixels(self, picture: CpuPicture, plans: dict[str, Plan], epoch: int, index: int) -> dict[str, np.ndarray]:
+        pixels = dict(zip(plans, picture.render(list(plans.values())), strict=True))
+        for name, augment in self.augment.items():
+            words = random_words(Keys.of(self.order.seed, epoch, index), f"color.{name}", 4)
+            pixels[name] = augment(pixels[name], words[0].tolist())
+        return pixels
+
+
+def _hand_on(samples: list[_Sample]) -> HandedOn | None:
+    rows = [i for i, sample in enumerate(samples) if sample.data]
+    chosen = [samples[i] for i in rows]
+    if not chosen:
+        return None
+    data = torch.frombuffer(bytearray().join(sample.data for sample in chosen), dtype=torch.uint8)
+    lengths = [len(sample.data) for sample in chosen]
+    sizes, turns = [sample.size for sample in chosen], [sample.turn for sample in chosen]
+    return HandedOn(rows, data, lengths, sizes, turns, [sample.plans for sample in chosen])
 
 
 def explain(error: Exception) -> str:

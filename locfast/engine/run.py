@@ -126,6 +126,7 @@ def _train(
     console = Console()
     with logging_to(folder.log, console, world.first):
         _say_what_runs(config, plan, device, precision, source, held_out)
+        log.info("decoder: %s", loader.decoding)
         if point.checkpoint is None:
             _prepare(method, loader, plan, world, config.seed, precision)
         average = Average(method, config.ema) if config.ema is not None else None

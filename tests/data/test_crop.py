@@ -12,7 +12,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation, ResizeKeepRa
 from timm.data.transforms_factory import transforms_imagenet_eval
 
 from locfast.data.crop import draw_numbers, plan
-from locfast.data.decode import get_decoder
+from locfast.data.decode.cpu import CpuDecoder
 from locfast.data.spec import View
 from locfast.random import Keys
 
@@ -25,7 +25,7 @@ def view(**options) -> View:
 
 
 def render(data: bytes, wanted: View, numbers: list[float]) -> np.ndarray:
-    image = get_decoder("cpu").open(data)
+    image = CpuDecoder().open(data)
     return image.render([plan(wanted, image.size, numbers)])[0]
 
 

@@ -10,11 +10,10 @@ import pytest
 from PIL import Image
 
 from locfast.data.crop import Plan
-from locfast.data.decode import UnreadableImage, get_decoder
-from locfast.data.decode.cpu import decode_label_map
-from locfast.errors import UserError
+from locfast.data.decode import UnreadableImage
+from locfast.data.decode.cpu import CpuDecoder, decode_label_map
 
-decoder = get_decoder("cpu")
+decoder = CpuDecoder()
 
 
 def whole(data: bytes) -> np.ndarray:
@@ -184,8 +183,3 @@ def test_a_label_map_keeps_its_ids(encode):
 def test_a_colour_image_is_no_label_map(picture, encode):
     with pytest.raises(UnreadableImage, match="one 8-bit channel"):
         decode_label_map(encode(picture(), "PNG"))
-
-
-def test_an_unknown_decoder_is_a_mistake_of_the_user():
-    with pytest.raises(UserError, match="cpu"):
-        get_decoder("cpuu")

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from locfast.data.crop import Plan, draw_numbers, geometry, plan
-from locfast.data.decode import get_decoder
+from locfast.data.decode.cpu import CpuDecoder
 from locfast.data.geometry import apply_to_boxes, apply_to_label_map
 from locfast.data.spec import View
 from locfast.random import Keys
@@ -35,7 +35,7 @@ def plans_of(policy: str, count: int = 12) -> list[Plan]:
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_box_lies_where_its_pixels_are(encode, policy, orientation):
-    picture = get_decoder("cpu").open(marked(encode, orientation))
+    picture = CpuDecoder().open(marked(encode, orientation))
     plans = plans_of(policy)
     place = geometry(plans, [picture.size] * len(plans))
     seen = 0
@@ -70,7 +70,7 @@ def test_a_box_outside_of_the_view_is_empty_and_half_a_box_is_half_seen():
 @pytest.mark.parametrize("scale", [1, 0.5])
 def test_a_label_map_lies_where_its_pixels_are(encode, policy, scale):
     """Also when the map has another resolution than its picture."""
-    picture = get_decoder("cpu").open(marked(encode))
+    picture = CpuDecoder().open(marked(encode))
     labels = torch.zeros(round(150 * scale), round(200 * scale), dtype=torch.uint8)
     left, top, right, bottom = (round(side * scale) for side in BOX)
     labels[top:bottom, left:right] = 1

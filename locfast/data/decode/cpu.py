@@ -1,4 +1,4 @@
-"""Decoding with PIL: every kind of file that turns up in a folder of photographs."""
+"""Decoding on the CPU: every kind of file that turns up in a folder of photographs."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import functools
 import io
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image, JpegImagePlugin
 
 from locfast.data.crop import Plan
 from locfast.data.decode import UnreadableImage
+from locfast.data.decode.jpeg import decode, decode_jpeg, is_whole
+from locfast.data.decode.resize import place, resize
 from locfast.data.decode.rgb import to_rgb
 
 # PIL knows more, but EPS would start Ghostscript on an untrusted file.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "PPM", "BMP", "GIF", "MPO", "AVIF", "JPEG2000")
-RESAMPLING = {each.name.lower(): each for each in Image.Resampling}
 
 ORIENTATIONS = {
     1: (False, False, False),
@@ -30,6 +33,8 @@ ORIENTATIONS = {
     8: (True, False, True),
 }
 """EXIF orientation: how stored pixels become upright: transpose, then mirror along x, along y."""
+
+_CPU = torch.device("cpu")
 
 DRAFT_MARGIN = 2.0
 """JPEG blocks are decoded at 1/2, 1/4 or 1/8 only while the resampling still shrinks at least this much: PIL's own
@@ -70,19 +75,20 @@ def _open(data: bytes) -> Image.Image:
 
 
 class CpuDecoder:
-    """PIL, one image at a time."""
+    """libjpeg-turbo through torchvision for JPEG, PIL for everything else and for decoding at a fraction."""
 
     def open(self, data: bytes) -> CpuPicture:
         return CpuPicture(data)
 
 
 class CpuPicture:
-    """A file that PIL has opened. `size` is height, width after EXIF rotation."""
+    """A file whose header PIL has read. `size` is height, width after EXIF rotation."""
 
     @quietly
     def __init__(self, data: bytes) -> None:
-        self.image = _open(data)
-        if not isinstance(self.image, JpegImagePlugin.JpegImageFile):
+        self.data, self.image = data, _open(data)
+        self.is_jpeg = isinstance(self.image, JpegImagePlugin.JpegImageFile)
+        if not self.is_jpeg:
             # PNG keeps EXIF behind its pixels, and TIFF turns itself while loading.
             self.image.load()
         try:
@@ -97,38 +103,35 @@ class CpuPicture:
     def render(self, plans: Sequence[Plan]) -> list[np.ndarray]:
         """The views of `plans`: uint8 RGB [h, w, 3] each. Raises UnreadableImage for damaged pixels."""
         reduced = self._draft(min(plan.shrink for plan in plans))
-        pixels = to_rgb(self.image)
-        return [self._view(pixels, reduced, plan) for plan in plans]
+        pixels = self._fast() if reduced == 1 else None
+        pixels = self._upright(np.asarray(to_rgb(self.image)) if pixels is None else pixels)
+        _, mirror_x, mirror_y = self.turn
+        height, width = pixels.shape[0] * reduced, pixels.shape[1] * reduced
+        before = (mirror_y * (height - self.size[0]), mirror_x * (width - self.size[1]))
+        return [place(resize(pixels, plan, reduced, before), plan) for plan in plans]
 
     def _draft(self, shrink: float) -> int:
         """Have a JPEG decoded at 1/d of its size where `shrink` allows; returns d. Pixel x then covers x*d .. x*d+d."""
         width, height = self.image.size
         reduced = max(d for d in (1, 2, 4, 8) if d == 1 or shrink / d >= DRAFT_MARGIN)
-        if reduced == 1 or not isinstance(self.image, JpegImagePlugin.JpegImageFile) or min(width, height) < reduced:
+        if reduced == 1 or not self.is_jpeg or min(width, height) < reduced:
             return 1
         drafted = self.image.draft(None, (width // reduced, height // reduced))
         return 1 if drafted is None else round(width / drafted[1][2])
 
-    def _view(self, pixels: Image.Image, reduced: int, plan: Plan) -> np.ndarray:
-        x0, y0, x1, y1 = plan.inside
+    def _fast(self) -> np.ndarray | None:
+        """The pixels of a plain JPEG, as PIL would give them in 1.35 times the time; None where PIL has to decide."""
+        if not self.is_jpeg or self.image.mode not in ("RGB", "L") or not is_whole(self.data) or decode_jpeg is None:
+            return None
+        with suppress(RuntimeError):
+            encoded = torch.frombuffer(self.data, dtype=torch.uint8)
+            return decode([encoded], _CPU)[0].permute(1, 2, 0).numpy()
+        return None
+
+    def _upright(self, pixels: np.ndarray) -> np.ndarray:
         transpose, mirror_x, mirror_y = self.turn
-        left, top, right, bottom = plan.box
-        if mirror_x:
-            left, right = self.size[1] - right, self.size[1] - left
-        if mirror_y:
-            top, bottom = self.size[0] - bottom, self.size[0] - top
-        size = (x1 - x0, y1 - y0)
-        if transpose:
-            left, top, right, bottom, size = top, left, bottom, right, size[::-1]
-        # With a box, PIL's filters still see the pixels around it, so this equals resizing everything and cropping.
-        box = (left / reduced, top / reduced, min(right / reduced, pixels.width), min(bottom / reduced, pixels.height))
-        part = np.asarray(pixels.resize(size, RESAMPLING[plan.interpolation], box=box))
-        part = part.swapaxes(0, 1) if transpose else part
-        part = part[:: -1 if mirror_y else 1, :: -1 if mirror_x else 1]
-        height, width = plan.size
-        if plan.inside != (0, 0, width, height):
-            part = np.pad(part, ((y0, height - y1), (x0, width - x1), (0, 0)), mode="reflect")
-        return part[:, ::-1] if plan.flip else part
+        pixels = pixels.swapaxes(0, 1) if transpose else pixels
+        return pixels[:: -1 if mirror_y else 1, :: -1 if mirror_x else 1]
 
 
 @quietly

@@ -1,0 +1,56 @@
+"""Which decoder a run takes, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from locfast.data.decode.check import difference
+from locfast.data.decode.dali import DaliDecoder
+from locfast.data.decode.device import DeviceDecoder, Unavailable
+from locfast.data.decode.nvjpeg import NvjpegDecoder
+from locfast.data.spec import ImageSpec
+from locfast.errors import UserError, suggest
+
+MAKERS: dict[str, Callable[[ImageSpec, torch.device], DeviceDecoder]] = {"dali": DaliDecoder, "nvjpeg": NvjpegDecoder}
+"""Device decoders, in the order in which auto tries them."""
+NAMES = ("auto", "cpu", *MAKERS)
+
+
+def choose(name: str, spec: ImageSpec, device: torch.device) -> tuple[DeviceDecoder | None, str]:
+    """The decoder called `name` (`--decoder`), None for the CPU decoder in the workers; and what it is and why.
+
+    auto: on a GPU the first of DALI and nvJPEG that is there and gives the CPU decoder's pixels of a few test images;
+    the CPU decoder where there is none, and without a GPU. Raises UserError for one asked for by name that cannot run.
+    """
+    if name not in NAMES:
+        raise UserError(f"asked for --decoder {name}, found {', '.join(NAMES)}{suggest(name, NAMES)}")
+    if name == "cpu":
+        return None, "cpu, as asked for"
+    if name in MAKERS:
+        try:
+            return MAKERS[name](spec, device), f"{name}, as asked for"
+        except Unavailable as error:
+            raise UserError(f"asked for --decoder {name}, which cannot run here: {error}") from None
+    if device.type != "cuda":
+        return None, "cpu (there is no GPU to decode on)"
+    passed_over: list[str] = []
+    for candidate, make in MAKERS.items():
+        wrong = _fault(make, spec, device)
+        if wrong is None:
+            return make(spec, device), "; ".join([f"{candidate} (its test images agree with the CPU's)", *passed_over])
+        passed_over.append(f"not {candidate}: {wrong}")
+    return None, "; ".join(["cpu", *passed_over])
+
+
+def _fault(
+    make: Callable[[ImageSpec, torch.device], DeviceDecoder], spec: ImageSpec, device: torch.device
+) -> str | None:
+    """Why a decoder is not to be taken, or None."""
+    try:
+        return difference(make(spec, device), spec)
+    except Unavailable as error:
+        return str(error)
+    except Exception as error:  # a decoder that nobody asked for must not end a run
+        return f"{type(error).__name__}: {error}"

@@ -1,0 +1,177 @@
+"""NVIDIA DALI: decodes, cuts, resizes, flips and normalises a batch in one pass, on a GPU or, for tests, on none."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from locfast.data.decode.device import BatchFailed, Encoded, Unavailable, check_spec
+from locfast.data.decode.filters import seen
+from locfast.data.decode.reflect import fill, is_plain
+from locfast.data.spec import ImageSpec
+
+THREADS = 4
+"""CPU threads of the pipeline: on a GPU they parse headers and decode what the chip's JPEG engine leaves to them."""
+
+
+class DaliDecoder:
+    """The same pipeline on a GPU (`mixed` decoding: nvJPEG and the chip's own JPEG engine) and on the CPU.
+
+    Workers read and plan; the crops are theirs, so DALI draws nothing. Of an image only what a view shows is decoded,
+    and what the filter sees around it. Batches leave DALI by DLPack, without a copy unless some view reaches outside
+    of its image. Raises Unavailable where DALI is not installed.
+    """
+
+    name = "dali"
+
+    def __init__(self, spec: ImageSpec, device: torch.device) -> None:
+        check_spec(spec)
+        try:
+            from nvidia.dali import types
+        except ImportError:
+            extra = f"dali-cu{(torch.version.cuda or '13').split('.')[0]}"
+            raise Unavailable(f"NVIDIA DALI is not installed; pip install 'locfast[{extra}]'") from None
+        self.spec, self.device = spec, device
+        self.filters = {
+            "bilinear": int(types.INTERP_LINEAR),
+            "bicubic": int(types.INTERP_CUBIC),
+            "lanczos": int(types.INTERP_LANCZOS3),
+        }
+        self.pipeline: Any = None
+        self.largest = 0
+        self.begun: deque[list[Encoded]] = deque()
+
+    def begin(self, images: Sequence[Encoded]) -> None:
+        if self.pipeline is None or len(images) > self.largest:
+            self._build(len(images))
+        self.begun.append(list(images))
+        self._feed(self.begun[-1])
+
+    def end(self) -> dict[str, Tensor]:
+        images = self.begun.popleft()
+        try:
+            outputs = self.pipeline.outputs()
+        except Exception as error:  # DALI's own types, by what failed inside of it
+            self._build(self.largest)  # a pipeline that failed stays broken
+            for waiting in self.begun:
+                self._feed(waiting)
+            raise BatchFailed(_last_line(error)) from None
+        views = {}
+        for name, output in zip(self.spec.views, outputs, strict=True):
+            view = torch.from_dlpack(output.as_tensor())
+            views[name] = fill(view, [image.plans[name] for image in images])
+        return views
+
+    def _build(self, largest: int) -> None:
+        if self.begun and self.largest < largest:  # results of the smaller pipeline are still to come
+            largest = max(largest, *map(len, self.begun))
+        self.largest = max(largest, self.largest)
+        # exec_dynamic: an output lives as long as somebody holds it. One batch ahead is what the loader asks for.
+        self.pipeline = _define(
+            self.spec,
+            batch_size=self.largest,
+            num_threads=max(1, min(THREADS, len(os.sched_getaffinity(0)))),
+            device_id=None if self.device.type == "cpu" else self.device.index or 0,
+            exec_dynamic=True,
+            prefetch_queue_depth=1,
+        )
+        self.pipeline.build()
+        for waiting in self.begun:
+            self._feed(waiting)
+
+    def _feed(self, images: list[Encoded]) -> None:
+        feed = self.pipeline.feed_input
+        feed("encoded", [image.data.numpy() for image in images])
+        regions = [_region(image) for image in images]
+        feed("start", [np.array(region[:2], np.int32) for region in regions])
+        feed("shape", [np.array([r[2] - r[0], r[3] - r[1]], np.int32) for r in regions])
+        for name in self.spec.views:
+            plans = [image.plans[name] for image in images]
+            own = [seen(plan, image.size) for plan, image in zip(plans, images, strict=True)]
+            # of the decoded region, what this view's filter may see, and in it the box that becomes the view
+            feed(f"{name}.cut_start", [_yx(o[:2], r, np.int32) for o, r in zip(own, regions, strict=True)])
+            feed(f"{name}.cut_end", [_yx(o[2:], r, np.int32) for o, r in zip(own, regions, strict=True)])
+            feed(f"{name}.start", [_yx(p.box[:2], o) for p, o in zip(plans, own, strict=True)])
+            feed(f"{name}.end", [_yx(p.box[2:], o) for p, o in zip(plans, own, strict=True)])
+            insides = [plan.inside for plan in plans]
+            feed(f"{name}.size", [np.array([i[3] - i[1], i[2] - i[0]], np.float32) for i in insides])
+            feed(f"{name}.filter", [np.array(self.filters[plan.interpolation], np.int32) for plan in plans])
+            # where a view shows more than its image, the gather that reflects turns it as well
+            feed(f"{name}.mirror", [np.array(plan.flip and is_plain(plan), np.int32) for plan in plans])
+        self.pipeline.schedule_run()
+
+
+def _region(image: Encoded) -> tuple[int, int, int, int]:
+    """The part of an image that is decoded: all that any of its views sees."""
+    lefts, tops, rights, bottoms = zip(*(seen(plan, image.size) for plan in image.plans.values()), strict=True)
+    return min(lefts), min(tops), max(rights), max(bottoms)
+
+
+def _yx(corner: Sequence[float], origin: Sequence[float], dtype: type = np.float32) -> np.ndarray:
+    """A corner (x, y) relative to `origin`, as DALI's [y, x]."""
+    return np.array([corner[1] - origin[1], corner[0] - origin[0]], dtype)
+
+
+def _define(spec: ImageSpec, **options: Any) -> Any:
+    from nvidia.dali import fn, pipeline_def, types
+
+    on_gpu = options["device_id"] is not None
+
+    def numbers(name: str, dtype: Any, ndim: int = 1) -> Any:
+        return fn.external_source(name=name, dtype=dtype, ndim=ndim)
+
+    @pipeline_def(**options)
+    def views() -> tuple[Any, ...]:
+        pixels = fn.decoders.image_slice(
+            numbers("encoded", types.UINT8),
+            start=numbers("start", types.INT32),
+            shape=numbers("shape", types.INT32),
+            device="mixed" if on_gpu else "cpu",
+            output_type=types.RGB,
+        )
+        outputs = []
+        for name, view in spec.views.items():
+            seen = fn.slice(
+                pixels,
+                start=numbers(f"{name}.cut_start", types.INT32),
+                end=numbers(f"{name}.cut_end", types.INT32),
+                axes=(0, 1),
+            )
+            resized = fn.resize(
+                seen,
+                size=numbers(f"{name}.size", types.FLOAT),
+                roi_start=numbers(f"{name}.start", types.FLOAT),
+                roi_end=numbers(f"{name}.end", types.FLOAT),
+                interp_type=fn.reinterpret(numbers(f"{name}.filter", types.INT32, 0), dtype=types.INTERP_TYPE),
+                antialias=True,
+            )
+            outputs.append(
+                fn.crop_mirror_normalize(
+                    resized,
+                    crop=view.size,
+                    crop_pos_x=0.0,
+                    crop_pos_y=0.0,
+                    out_of_bounds_policy="pad",
+                    mirror=numbers(f"{name}.mirror", types.INT32, 0),
+                    mean=[255 * mean for mean in view.mean],
+                    std=[255 * std for std in view.std],
+                    dtype=types.FLOAT,
+                    output_layout="CHW",
+                )
+            )
+        return tuple(outputs)
+
+    return views()
+
+
+def _last_line(error: Exception) -> str:
+    """What an error of DALI says, without the trace of its operators."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "rror" in line and "in pipeline" not in line and "operator" not in line]
+    return (told or lines or [type(error).__name__])[-1][:200]

@@ -1,0 +1,370 @@
+"""Device decoders: whichever runs, the same images come in the same order with the same crops.
+
+DALI runs here on the CPU, by the pipeline that a GPU runs too; what nvJPEG's pixels go through, on libjpeg-turbo's.
+"""
+
+import io
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import functional as torchvision
+
+from locfast.data.crop import Plan, draw_numbers, plan
+from locfast.data.decode import check, choice
+from locfast.data.decode.cpu import CpuDecoder
+from locfast.data.decode.device import BatchFailed, DeviceDecoder, Encoded, Unavailable, why_not
+from locfast.data.decode.filters import resample
+from locfast.data.decode.jpeg import is_whole
+from locfast.data.decode.nvjpeg import TorchvisionDecoder
+from locfast.data.decode.reflect import fill
+from locfast.data.loader import Loader
+from locfast.data.sources import open_source
+from locfast.data.spec import ImageSpec, View
+from locfast.engine.run import train
+from locfast.errors import UserError
+from locfast.random import Keys
+from tests.engine.toy import losses, toy_config
+
+CPU = torch.device("cpu")
+HALF = (0.5, 0.5, 0.5)
+POLICIES = {
+    "center": View((224, 224), HALF, HALF, crop_pct=0.9),
+    "zoom_center": View((224, 224), HALF, HALF, crop="zoom_center", interpolation="random", flip=True),
+    "random_resized": View((224, 160), HALF, HALF, crop="random_resized", flip=True),
+    "squash": View((96, 128), HALF, HALF, crop="squash", interpolation="lanczos"),
+}
+WITHIN = {"dali": 0.35, "torchvision": 0.05}
+"""Mean difference of a view from the CPU decoder's, over photographs, in levels of 255. The JPEG library is the same
+here; what is left is the resizing: PIL rounds to 8 bits between rows and columns and DALI does not, which alone makes
+0.18 levels (bicubic) and 0.12 (bilinear), and the filters' own weights have 8 to 16 bits. Bilinear and bicubic filters
+differ by 1.6 levels in such views, a view one pixel beside its place by 9.5 (last test of this file)."""
+
+
+def make(name: str, spec: ImageSpec) -> DeviceDecoder:
+    if name == "torchvision":
+        return TorchvisionDecoder(spec, CPU)
+    pytest.importorskip("nvidia.dali")
+    return choice.MAKERS[name](spec, CPU)
+
+
+decoders = pytest.mark.parametrize("name", WITHIN)
+
+
+def planned(spec: ImageSpec, files: list[bytes]) -> tuple[list[Encoded], dict[str, torch.Tensor]]:
+    """Files as workers hand them on, and the views that the CPU decoder makes of them, in levels."""
+    keys = Keys(3, torch.zeros(len(files), dtype=torch.int64), torch.arange(len(files)))
+    numbers = {name: draw_numbers(view, name, keys) for name, view in spec.views.items()}
+    images, views = [], []
+    for i, data in enumerate(files):
+        picture = CpuDecoder().open(data)
+        plans = {name: plan(view, picture.size, numbers[name][i].tolist()) for name, view in spec.views.items()}
+        images.append(Encoded(torch.frombuffer(bytearray(data), dtype=torch.uint8), picture.size, picture.turn, plans))
+        views.append(picture.render(list(plans.values())))
+    expected = {
+        name: torch.stack([torch.from_numpy(each[place].copy()) for each in views]).permute(0, 3, 1, 2)
+        for place, name in enumerate(spec.views)
+    }
+    return images, expected
+
+
+def levels(views: torch.Tensor) -> torch.Tensor:
+    return (views * 0.5 + 0.5) * 255
+
+
+def photographs(shared, count: int) -> list[bytes]:
+    """Those that device decoders are given, of all sizes."""
+    files = [path.read_bytes() for path in sorted(shared("photos_original").iterdir())]
+    given = [data for data in files if not why_not(CpuDecoder().open(data))]
+    assert len(given) > 0.9 * len(files)
+    return given[:count]
+
+
+@decoders
+@pytest.mark.parametrize("policy", POLICIES)
+def test_decoders_agree_on_photographs(shared, name, policy):
+    spec = ImageSpec({"image": POLICIES[policy]})
+    images, expected = planned(spec, photographs(shared, 12))
+    decoder = make(name, spec)
+    decoder.begin(images)
+    off = (levels(decoder.end()["image"]) - expected["image"]).abs().mean((1, 2, 3))
+    # a large photograph that is shown small is decoded at a fraction on the CPU, and in full elsewhere
+    drafted = torch.tensor([image.plans["image"].shrink >= 4 for image in images])
+    assert off[~drafted].max() <= WITHIN[name] * 2
+    assert off[~drafted].mean() <= WITHIN[name]
+    assert (off[drafted] < 1).all()
+
+
+@decoders
+def test_two_views_of_an_image_come_from_one_decoding(shared, name):
+    spec = ImageSpec({"wide": POLICIES["center"], "close": POLICIES["random_resized"]})
+    images, expected = planned(spec, photographs(shared, 4))
+    decoder = make(name, spec)
+    decoder.begin(images)
+    views = decoder.end()
+    for view in spec.views:
+        assert (levels(views[view]) - expected[view]).abs().mean() <= WITHIN[name]
+
+
+@decoders
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_photographs_stand_upright(picture, encode, name, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    spec = ImageSpec({"image": POLICIES["random_resized"]})
+    images, expected = planned(spec, [encode(picture(300, 200, i), quality=95, exif=exif) for i in range(2)])
+    decoder = make(name, spec)
+    decoder.begin(images)
+    assert (levels(decoder.end()["image"]) - expected["image"]).abs().mean() <= WITHIN[name]
+
+
+@decoders
+def test_two_batches_may_be_under_way_and_end_in_order(jpeg, name):
+    spec = ImageSpec({"image": POLICIES["center"]})
+    images, expected = planned(spec, [jpeg(300, 250, seed) for seed in range(7)])
+    decoder = make(name, spec)
+    decoder.begin(images[:2])
+    decoder.begin(images[2:6])
+    first = decoder.end()["image"]
+    decoder.begin(images[6:])
+    rest = [decoder.end()["image"], decoder.end()["image"]]
+    together = levels(torch.cat([first, *rest]))
+    assert (together - expected["image"]).abs().mean() <= WITHIN[name]
+
+
+@decoders
+def test_a_batch_that_fails_takes_no_other_with_it(jpeg, name):
+    spec = ImageSpec({"image": POLICIES["center"]})
+    images, expected = planned(spec, [jpeg(300, 250, seed) for seed in range(4)])
+    cut_off = Encoded(images[0].data[: len(images[0].data) // 2], images[0].size, images[0].turn, images[0].plans)
+    decoder = make(name, spec)
+    decoder.begin([cut_off, images[1]])
+    decoder.begin(images[2:])
+    with pytest.raises(BatchFailed, match=r"\w"):
+        decoder.end()
+    assert (levels(decoder.end()["image"]) - expected["image"][2:]).abs().mean() <= WITHIN[name]
+
+
+@decoders
+def test_a_decoder_that_agrees_passes_the_test_of_auto(name):
+    for view in POLICIES.values():
+        spec = ImageSpec({"image": view})
+        assert check.difference(make(name, spec), spec) is None
+
+
+@decoders
+def test_a_decoder_that_lies_beside_its_place_does_not(name):
+    spec = ImageSpec({"image": POLICIES["center"]})
+    decoder = make(name, spec)
+    right = decoder.end
+    decoder.end = lambda: {view: pixels.roll(1, -1) for view, pixels in right().items()}
+    assert "levels off the CPU's" in check.difference(decoder, spec)
+
+
+@pytest.fixture
+def mixed(tmp_path, picture, encode, jpeg) -> Path:
+    """A folder of what turns up: most are plain JPEGs, some no GPU decoder reads, some nothing reads."""
+    root = tmp_path / "mixed"
+    root.mkdir()
+    for i in range(20):
+        (root / f"{i:02}.jpg").write_bytes(jpeg(60 + i, 50 + 2 * i, i))
+    (root / "20.png").write_bytes(encode(picture(70, 60, 20), "PNG"))
+    (root / "21.webp").write_bytes(encode(picture(70, 60, 21), "WEBP"))
+    (root / "22.jpg").write_bytes(encode(picture(70, 60, 22).convert("CMYK"), quality=90))
+    (root / "23.jpg").write_bytes(encode(picture(70, 60, 23), quality=90, progressive=True))
+    (root / "24.jpg").write_bytes(jpeg(90, 80, 24)[:-300])
+    (root / "25.jpg").write_bytes(b"")
+    return root
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_dali_gives_the_batches_of_the_cpu_and_says_what_it_is_not_given(mixed, caplog, workers):
+    pytest.importorskip("nvidia.dali")
+    caplog.set_level(logging.INFO, "locfast")
+    spec = ImageSpec({"image": View((32, 40), HALF, HALF, crop="zoom_center", interpolation="random", flip=True)})
+    loaders = {
+        name: Loader(open_source(str(mixed)), spec, seed=1, workers=workers, decoder=name) for name in ("cpu", "dali")
+    }
+    stream = [torch.arange(start, start + 13) for start in range(0, 52, 13)]
+    cpu, dali = (list(loader.batches(stream)) for loader in loaders.values())
+    assert len(cpu) == len(dali) == 4
+    for ours, theirs in zip(dali, cpu, strict=True):
+        assert torch.equal(ours["index"], theirs["index"])
+        for field in ("box", "inside", "flip", "source_size"):
+            assert torch.equal(getattr(ours["geometry"]["image"], field), getattr(theirs["geometry"]["image"], field))
+        off = (levels(ours["views"]["image"]) - levels(theirs["views"]["image"])).abs()
+        # small views of noisy pictures, a third of them with reflected margins
+        assert off.mean() < 0.5
+    assert loaders["dali"].state() == loaders["cpu"].state()
+    assert len(loaders["dali"].replaced.names) == 2
+    assert loaders["cpu"].on_cpu == {}
+    shown = torch.cat([batch["index"] for batch in cpu]).tolist()
+    assert loaders["dali"].on_cpu == {"PNG": shown.count(20), "WEBP": shown.count(21), "CMYK JPEG": shown.count(22)}
+    told = [record.message for record in caplog.records if "the CPU decodes every" in record.message]
+    assert sorted(told) == [f"the CPU decodes every {kind} (first: {mixed / name})" for kind, name in (
+        ("CMYK JPEG", "22.jpg"), ("PNG", "20.png"), ("WEBP", "21.webp"))]  # fmt: skip
+
+
+def test_a_run_that_decodes_with_dali_resumes_bit_for_bit(folder, tmp_path):
+    pytest.importorskip("nvidia.dali")
+    settings = {"data": folder(20), "decoder": "dali", "epochs": 2, "save_every": 2}
+    train(toy_config(out=tmp_path / "whole", **settings))
+    train(toy_config(out=tmp_path / "broken", **settings))
+    for later in (tmp_path / "broken/checkpoints").glob("step-*"):
+        if later.name > "step-00000002":
+            shutil.rmtree(later)
+    train(toy_config(out=tmp_path / "broken", **settings, resume=True))
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    assert "decoder: dali, as asked for" in (tmp_path / "whole/train.log").read_text()
+
+
+def test_a_batch_that_the_decoder_refuses_is_decoded_by_the_cpu(folder, caplog):
+    pytest.importorskip("nvidia.dali")
+    spec = ImageSpec({"image": POLICIES["center"]})
+    source = open_source(str(folder(6)))
+    loader = Loader(source, spec, seed=1, workers=0, decoder="dali")
+    expected = list(Loader(source, spec, seed=1, workers=0).batches([torch.arange(3)] * 2))
+    begin = loader._decoder.begin
+
+    def cut(images: list[Encoded]) -> None:
+        first = images[0]
+        begin([Encoded(first.data[:400], first.size, first.turn, first.plans), *images[1:]])
+        loader._decoder.begin = begin
+
+    loader._decoder.begin = cut
+    batches = list(loader.batches([torch.arange(3)] * 2))
+    assert torch.equal(batches[0]["views"]["image"], expected[0]["views"]["image"])
+    assert (levels(batches[1]["views"]["image"]) - levels(expected[1]["views"]["image"])).abs().mean() < 0.35
+    assert loader.on_cpu == {"refused in a batch": 3}
+    assert "dali refused a batch" in caplog.text
+
+
+def test_a_view_that_fits_leaves_dali_without_a_copy(jpeg):
+    pytest.importorskip("nvidia.dali")
+    spec = ImageSpec({"image": POLICIES["squash"]})
+    images, _ = planned(spec, [jpeg(300, 250, seed) for seed in range(2)])
+    decoder = make("dali", spec)
+    decoder.begin(images)
+    outputs, pipeline = [], decoder.pipeline
+    take = pipeline.outputs
+    pipeline.outputs = lambda: outputs.extend(take()) or outputs
+    view = decoder.end()["image"]
+    assert view.data_ptr() == outputs[0].as_tensor().data_ptr()
+
+
+def test_without_a_gpu_auto_takes_the_cpu_and_says_why():
+    decoder, why = choice.choose("auto", ImageSpec({"image": POLICIES["center"]}), CPU)
+    assert decoder is None
+    assert why == "cpu (there is no GPU to decode on)"
+
+
+class _Gpu:
+    type = "cuda"
+
+
+def test_auto_passes_over_what_is_not_there_and_what_is_wrong(monkeypatch):
+    def missing(spec, device):
+        raise Unavailable("it is not installed")
+
+    class Wrong(TorchvisionDecoder):
+        def end(self):
+            return {name: -view for name, view in super().end().items()}
+
+    spec = ImageSpec({"image": POLICIES["center"]})
+    monkeypatch.setattr(choice, "MAKERS", {"a": missing, "b": lambda spec, device: Wrong(spec, CPU)})
+    decoder, why = choice.choose("auto", spec, _Gpu())
+    assert decoder is None
+    assert why.startswith("cpu; not a: it is not installed; not b: view image of test image")
+    choice.MAKERS["c"] = lambda spec, device: TorchvisionDecoder(spec, CPU)
+    decoder, why = choice.choose("auto", spec, _Gpu())
+    assert isinstance(decoder, TorchvisionDecoder)
+    assert why.startswith("c (its test images agree with the CPU's); not a: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "view", "told"),
+    [
+        ("cpuu", {}, "found auto, cpu, dali, nvjpeg; did you mean 'cpu'?"),
+        ("nvjpeg", {}, "nvJPEG needs a GPU; take --decoder cpu"),
+        ("dali", {"color": "rand-m9"}, "view image has a colour policy, which is applied in the workers"),
+        ("dali", {"interpolation": "hamming"}, "view image is resized with hamming; take --decoder cpu"),
+    ],
+)
+def test_a_decoder_that_cannot_run_is_a_mistake_of_the_user(name, view, told):
+    with pytest.raises(UserError) as error:
+        choice.choose(name, ImageSpec({"image": View((8, 8), HALF, HALF, **view)}), CPU)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize("size", [(40, 30), (7, 5), (1, 1), (200, 3)])
+def test_the_gather_reflects_and_flips_as_numpy_does(size):
+    pixels = torch.randint(0, 256, (2, 3, *size[::-1])).float()
+    shown = [
+        Plan((64, 208), (0, 0, 1, 1), (3, 20, 3 + size[0], 20 + size[1]), flip, "bicubic") for flip in (False, True)
+    ]
+    views = torch.full((2, 3, 64, 208), torch.nan)
+    views[:, :, : size[1], : size[0]] = pixels
+    margins = ((0, 0), (20, 64 - 20 - size[1]), (3, 208 - 3 - size[0]))
+    padded = [np.pad(each, margins, mode="reflect") for each in pixels.numpy()]
+    filled = fill(views, shown).numpy()
+    assert np.array_equal(filled[0], padded[0])
+    assert np.array_equal(filled[1], padded[1][..., ::-1])
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("side", [20, 100, 400])
+def test_filters_as_matrices_equal_pils(picture, interpolation, side):
+    image = picture(150, 130)
+    theirs = torch.from_numpy(np.array(image.resize((side, side), Image.Resampling[interpolation.upper()])))
+    made = Plan((side, side), (0, 0, 150, 130), (0, 0, side, side), False, interpolation, (side, side))
+    ours = resample(torchvision.pil_to_tensor(image), made)
+    off = (ours.permute(1, 2, 0) - theirs).abs()
+    # PIL's weights have 22 bits and its sums are rounded twice, so a tie may fall to the other side twice
+    assert off.max() <= 2
+    assert off.mean() < 0.05
+
+
+def test_a_random_resized_crop_equals_torchvisions(picture, encode):
+    """Cut out first, then resized: the filter sees nothing around the box."""
+    image = picture(150, 130)
+    made = Plan((64, 64), (20, 31, 97, 101), (0, 0, 64, 64), False, "bicubic")
+    around = Plan((64, 64), (20, 31, 97, 101), (0, 0, 64, 64), False, "bicubic", (119, 125))
+    theirs = np.asarray(torchvision.resized_crop(image, 31, 20, 70, 77, [64, 64], 3)).astype(int)
+    data = encode(image, "PNG")
+    off = [np.abs(CpuDecoder().open(data).render([each])[0] - theirs) for each in (made, around)]
+    assert off[0].max() <= 2
+    assert off[0].mean() < 0.15
+    assert off[1][0].mean() > 2 * off[0][0].mean()  # the first row, where seeing around makes the difference
+
+
+def test_plain_jpegs_have_the_bits_that_pil_gives(shared):
+    for data in photographs(shared, 20):
+        image = CpuDecoder().open(data)
+        assert np.array_equal(image._fast(), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}])
+def test_a_whole_jpeg_is_told_from_a_damaged_one(picture, encode, options):
+    data = encode(picture(90, 70), quality=90, **options)
+    scan = data.rindex(b"\xff\xda")
+    assert is_whole(data)
+    assert is_whole(data + b"anything behind it")
+    assert not is_whole(data[:-2])
+    assert not is_whole(data[: len(data) // 2])
+    assert not is_whole(data[: scan + 30] + b"\xff\xe5" + data[scan + 32 :])
+    assert not is_whole(b"\x89PNG" + data)
+    assert not is_whole(b"")
+
+
+def test_bilinear_and_bicubic_views_differ_by_more_than_decoders_do(shared):
+    spec = {
+        name: ImageSpec({"image": View((224, 224), HALF, HALF, interpolation=name)}) for name in ("bilinear", "bicubic")
+    }
+    files = photographs(shared, 20)
+    linear, cubic = (planned(each, files)[1]["image"].float() for each in spec.values())
+    assert 1.4 < (linear - cubic).abs().mean() < 1.8
+    assert (cubic - cubic.roll(1, -1)).abs().mean() > 9
