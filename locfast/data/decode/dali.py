@@ -59,8 +59,6 @@ class DaliDecoder:
             outputs = self.pipeline.outputs()
         except Exception as error:  # DALI's own types, by what failed inside of it
             self._build(self.largest)  # a pipeline that failed stays broken
-            for waiting in self.begun:
-                self._feed(waiting)
             raise BatchFailed(_last_line(error)) from None
         views = {}
         for name, output in zip(self.spec.views, outputs, strict=True):
@@ -69,9 +67,8 @@ class DaliDecoder:
         return views
 
     def _build(self, largest: int) -> None:
-        if self.begun and self.largest < largest:  # results of the smaller pipeline are still to come
-            largest = max(largest, *map(len, self.begun))
-        self.largest = max(largest, self.largest)
+        """A new pipeline for batches of up to `largest`; what is under way begins again in it."""
+        self.largest = largest
         # exec_dynamic: an output lives as long as somebody holds it. One batch ahead is what the loader asks for.
         self.pipeline = _define(
             self.spec,
@@ -88,22 +85,22 @@ class DaliDecoder:
     def _feed(self, images: list[Encoded]) -> None:
         feed = self.pipeline.feed_input
         feed("encoded", [image.data.numpy() for image in images])
-        regions = [_region(image) for image in images]
-        feed("start", [np.array(region[:2], np.int32) for region in regions])
-        feed("shape", [np.array([r[2] - r[0], r[3] - r[1]], np.int32) for r in regions])
+        decoded = [_region(image) for image in images]
+        feed("start", np.array([region[:2] for region in decoded], np.int32))
+        feed("shape", np.array([(r[2] - r[0], r[3] - r[1]) for r in decoded], np.int32))
         for name in self.spec.views:
             plans = [image.plans[name] for image in images]
-            own = [seen(plan, image.size) for plan, image in zip(plans, images, strict=True)]
+            cut = [seen(plan, image.size) for plan, image in zip(plans, images, strict=True)]
             # of the decoded region, what this view's filter may see, and in it the box that becomes the view
-            feed(f"{name}.cut_start", [_yx(o[:2], r, np.int32) for o, r in zip(own, regions, strict=True)])
-            feed(f"{name}.cut_end", [_yx(o[2:], r, np.int32) for o, r in zip(own, regions, strict=True)])
-            feed(f"{name}.start", [_yx(p.box[:2], o) for p, o in zip(plans, own, strict=True)])
-            feed(f"{name}.end", [_yx(p.box[2:], o) for p, o in zip(plans, own, strict=True)])
-            insides = [plan.inside for plan in plans]
-            feed(f"{name}.size", [np.array([i[3] - i[1], i[2] - i[0]], np.float32) for i in insides])
-            feed(f"{name}.filter", [np.array(self.filters[plan.interpolation], np.int32) for plan in plans])
+            feed(f"{name}.cut_start", _yx([c[:2] for c in cut], decoded, np.int32))
+            feed(f"{name}.cut_end", _yx([c[2:] for c in cut], decoded, np.int32))
+            feed(f"{name}.start", _yx([plan.box[:2] for plan in plans], cut, np.float32))
+            feed(f"{name}.end", _yx([plan.box[2:] for plan in plans], cut, np.float32))
+            shown = [(p.inside[3] - p.inside[1], p.inside[2] - p.inside[0]) for p in plans]
+            feed(f"{name}.size", np.array(shown, np.float32))
+            feed(f"{name}.filter", np.array([self.filters[plan.interpolation] for plan in plans], np.int32))
             # where a view shows more than its image, the gather that reflects turns it as well
-            feed(f"{name}.mirror", [np.array(plan.flip and is_plain(plan), np.int32) for plan in plans])
+            feed(f"{name}.mirror", np.array([plan.flip and is_plain(plan) for plan in plans], np.int32))
         self.pipeline.schedule_run()
 
 
@@ -113,9 +110,9 @@ def _region(image: Encoded) -> tuple[int, int, int, int]:
     return min(lefts), min(tops), max(rights), max(bottoms)
 
 
-def _yx(corner: Sequence[float], origin: Sequence[float], dtype: type = np.float32) -> np.ndarray:
-    """A corner (x, y) relative to `origin`, as DALI's [y, x]."""
-    return np.array([corner[1] - origin[1], corner[0] - origin[0]], dtype)
+def _yx(corners: Sequence[Sequence[float]], origins: Sequence[Sequence[float]], dtype: type) -> np.ndarray:
+    """Corners (x, y) relative to the left and top of `origins`, as DALI's [y, x]."""
+    return np.array([(y - o[1], x - o[0]) for (x, y), o in zip(corners, origins, strict=True)], dtype)
 
 
 def _define(spec: ImageSpec, **options: Any) -> Any:
