@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
-import signal
-import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +20,7 @@ from locfast.data.decode.device import BatchFailed, InUse, why_not
 from locfast.data.order import Order
 from locfast.data.reader import Done, Job, Reader
 from locfast.data.spec import ImageSpec, Source
+from locfast.data.watch import Watch, explain_dead_worker, timed
 from locfast.errors import UserError
 from locfast.interrupt import held
 
@@ -31,6 +29,8 @@ log = logging.getLogger("locfast")
 JOB_SIZE = 32
 """Samples that a worker makes at a time. Smaller than a batch, so that all workers share in the first one, and so that
 what lies ready is bounded by workers and not by batch size."""
+POLL = 0.25
+"""Seconds of waiting for workers after which Ctrl-C gets its turn."""
 
 
 @dataclass
@@ -41,6 +41,8 @@ class Replaced:
     """Samples that stood in for an unreadable one."""
     names: dict[str, str] = field(default_factory=dict)
     """Every unreadable file, and why."""
+    samples: int = 0
+    """Samples handed out."""
 
 
 class Loader:
@@ -55,7 +57,9 @@ class Loader:
     are the same whichever decodes. Raises UserError for a decoder asked for by name that cannot run.
 
     `workers` 0 reads in this process, None chooses by the cores of this machine. `pin` None: pinned memory when the
-    device is a GPU. `replaced` counts and names what could not be read, as far as batches were handed out.
+    device is a GPU. `replaced` counts and names what could not be read, as far as batches were handed out. `spent` are
+    the seconds that these batches took: "read" and "decode", added up over workers, and "transfer", in which this
+    process moved them to the device, assembled and (with a device decoder) decoded them.
     """
 
     replaced: Replaced
@@ -79,6 +83,7 @@ class Loader:
         self.pin = self.device.type == "cuda" if pin is None else pin
         self.prefetch = prefetch
         self.replaced, self.on_cpu = Replaced(), Counter()
+        self.spent = {"read": 0.0, "decode": 0.0, "transfer": 0.0}
         self._decoder, self.decoding = choose(decoder, spec, self.device)
         self._reader = Reader(source, spec, self.order, why_not if self._decoder else None)
         self._assemble = Assembler(spec, self.device, self.pin)
@@ -108,11 +113,11 @@ class Loader:
 
     def state(self) -> dict[str, Any]:
         """What `replaced` holds, for a checkpoint (JSON)."""
-        return {"count": self.replaced.count, "names": dict(self.replaced.names)}
+        return {**vars(self.replaced), "names": dict(self.replaced.names)}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Count on from a checkpoint's `state()`; files named there are not named again."""
-        self.replaced = Replaced(state["count"], dict(state["names"]))
+        self.replaced = Replaced(state["count"], dict(state["names"]), state["samples"])
 
     def _run(self, samples: Iterator[tuple[Tensor, Tensor, Tensor]]) -> Generator[Batch]:
         with closing(self._parts(samples)) as parts:
@@ -135,13 +140,13 @@ class Loader:
     def _begin(self, parts: list[Done]) -> None:
         assert self._decoder is not None
         if images := [image for part in parts if part.handed_on for image in part.handed_on.images()]:
-            with torch.cuda.stream(self._stream) if self._stream else nullcontext():
+            with timed(self.spent, "transfer"), torch.cuda.stream(self._stream) if self._stream else nullcontext():
                 self._decoder.begin(images)
 
     def _end(self, parts: list[Done]) -> Batch:
         assert self._decoder is not None
         try:
-            with torch.cuda.stream(self._stream) if self._stream else nullcontext():
+            with timed(self.spent, "transfer"), torch.cuda.stream(self._stream) if self._stream else nullcontext():
                 decoded = self._decoder.end() if any(part.handed_on for part in parts) else None
         except BatchFailed as error:
             count = sum(len(part.handed_on.rows) for part in parts if part.handed_on)
@@ -157,10 +162,11 @@ class Loader:
     def _parts(self, samples: Iterator[tuple[Tensor, Tensor, Tensor]]) -> Generator[list[Done]]:
         """What the workers made, put together by batches."""
         options: dict[str, Any] = {}
+        watch = self._watch = Watch(self.workers, self.source)  # ours, so that a death can be explained afterwards
         if self.workers:
             # Forked workers share the source's index instead of copying it.
-            options = {"multiprocessing_context": "fork", "prefetch_factor": self.prefetch}
-            options["worker_init_fn"] = _leave_ctrl_c_to_the_main_process
+            options = {"multiprocessing_context": "fork", "prefetch_factor": self.prefetch, "timeout": POLL}
+            options["worker_init_fn"] = watch.begin
         parts: list[Done] = []
         dones: Iterator[Done] | None = None
         # Ctrl-C waits where locks of queues are taken, in this process and in those that it forks: a KeyboardInterrupt
@@ -181,8 +187,7 @@ class Loader:
                     )
                 )
             while True:
-                with held():
-                    done = self._next(dones)
+                done = self._next(dones)
                 if done is None:
                     break
                 parts.append(done)
@@ -190,7 +195,7 @@ class Loader:
                     yield parts
                     parts = []
         finally:
-            with held():
+            with held(), watch.ending():
                 del dones  # ends the workers, also when the caller stops early
 
     def _jobs(self, samples: Iterator[tuple[Tensor, Tensor, Tensor]]) -> Iterator[Job]:
@@ -203,14 +208,21 @@ class Loader:
                 yield Job(position[part].tolist(), epoch[part].tolist(), index[part].tolist(), last)
 
     def _next(self, dones: Iterator[Done]) -> Done | None:
-        try:
-            return next(dones, None)
-        except (RuntimeError, OSError, EOFError) as error:
-            raise explain_dead_worker(error) or error from None
+        while True:
+            try:
+                with held() if self.workers else nullcontext():
+                    return next(dones, None)
+            except (RuntimeError, OSError, EOFError) as error:
+                if "DataLoader timed out" not in str(error):  # after POLL, and nothing is lost by it
+                    raise explain_dead_worker(error) or error from None
 
     def _batch(self, parts: list[Done], decoded: dict[str, Tensor] | None = None) -> Batch:
         for part in parts:
             self._report(part)
+        with timed(self.spent, "transfer"):
+            return self._transferred(parts, decoded)
+
+    def _transferred(self, parts: list[Done], decoded: dict[str, Tensor] | None) -> Batch:
         if self._stream is None:
             return self._assemble(parts, decoded)
         with torch.cuda.stream(self._stream):
@@ -222,7 +234,11 @@ class Loader:
         return batch
 
     def _report(self, done: Done) -> None:
-        """Count and name what a job could not read, once its batch is handed out: so workers change nothing."""
+        """Count and name what a job could not read, once its batch is handed out: so workers change nothing.
+        Likewise the seconds that it took."""
+        self.replaced.samples += len(done.position)
+        for what, seconds in done.seconds.items():
+            self.spent[what] += seconds
         counted = -1
         for place, name, reason in done.unreadable:
             self.replaced.count += place != counted
@@ -245,29 +261,6 @@ def default_workers() -> int:
     """Decoding processes of one rank: the cores this process may use, shared by the ranks of this machine, less one."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(16, len(os.sched_getaffinity(0)) // ranks - 1))
-
-
-def explain_dead_worker(error: Exception) -> UserError | None:
-    """What to tell the user when `error` is the sign that a worker process died; None for any other error.
-
-    torch raises a RuntimeError wherever the main thread happens to be, so a training loop may see it outside of the
-    loader. Inside, fetching a tensor that a dead process had shared fails with an error of its connection.
-    """
-    lost = isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
-    if not lost and "DataLoader worker (pid" not in str(error):
-        return None
-    if lost:
-        with suppress(RuntimeError):  # a connection ends a moment before its process, at whose end torch raises
-            time.sleep(0.2)
-    multiprocessing.active_children()  # reaps the dead one; torch would raise again at the end of every other worker
-    return UserError(
-        f"asked for the next batch, found that a decoding process had died ({error}); most often the "
-        "machine ran out of memory or of shared memory (df -h /dev/shm): try fewer --workers, or --workers 0"
-    )
-
-
-def _leave_ctrl_c_to_the_main_process(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(done: Any) -> Any:

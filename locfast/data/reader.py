@@ -19,6 +19,7 @@ from locfast.data.geometry import apply_to_label_map
 from locfast.data.order import Order
 from locfast.data.sources.split import sample_name
 from locfast.data.spec import ImageSpec, Record, Source
+from locfast.data.watch import Notes, timed
 from locfast.random import Keys, random_words
 
 
@@ -72,6 +73,8 @@ class Done:
     """(kind, name) of every sample that was decoded here although a device decoder is at work."""
     hopeless: str = ""
     """Set when a sample and all of its replacements failed: what to tell the user."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What the job took, by "read" and "decode"."""
 
     def pin_memory(self) -> Done:
         """Called by torch's DataLoader."""
@@ -104,9 +107,14 @@ class Reader:
         self.source, self.spec, self.order, self.why_not = source, spec, order, why_not
         self.decoder = CpuDecoder()
         self.augment = {name: RandAugment(view) for name, view in spec.views.items() if view.color}
+        self.notes = Notes()
 
     def __getitem__(self, job: Job) -> Done:
-        done = Done(job.position, job.epoch, list(job.index), job.last)
+        done = self._make(Done(job.position, job.epoch, list(job.index), job.last), job)
+        done.seconds = self.notes.take()
+        return done
+
+    def _make(self, done: Done, job: Job) -> Done:
         numbers = self._numbers(job.epoch, job.index)
         samples = []
         for i in range(len(job.index)):
@@ -164,7 +172,12 @@ class Reader:
         yield from (probe for probe in self.order.replacements(position) if probe != index)
 
     def _read(self, epoch: int, index: int, numbers: dict[str, np.ndarray]) -> _Sample:
-        record = self.source.read(index)
+        with self.notes.reading(index):
+            record = self.source.read(index)
+        with timed(self.notes.seconds, "decode"):
+            return self._decoded(record, epoch, index, numbers)
+
+    def _decoded(self, record: Record, epoch: int, index: int, numbers: dict[str, np.ndarray]) -> _Sample:
         picture = self.decoder.open(record.image)
         plans = {name: plan(view, picture.size, numbers[name].tolist()) for name, view in self.spec.views.items()}
         kept = self.why_not(picture) if self.why_not else ""
