@@ -84,6 +84,8 @@ class TrainConfig:
     """Decoding processes per rank. Default: by the number of cores."""
     decoder: Literal["auto", "cpu", "nvjpeg", "dali"] = "auto"
     """What decodes images: the workers (cpu), or the GPU. auto: DALI, else nvJPEG, else cpu; the log says why."""
+    max_bad: float = 0.01
+    """Stop when more than this share of the data set's files cannot be read; 0: at the first one, 1: never."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on a GPU, fp32 on the CPU. Weights stay fp32."""
     device: str = "auto"
@@ -116,6 +118,7 @@ class TrainConfig:
             value = getattr(self, name)
             check(value is None or value > 0, f"--{name.replace('_', '-')} must be positive, got {value}")
         check(self.workers is None or self.workers >= 0, f"--workers must not be negative, got {self.workers}")
+        check(0 <= self.max_bad <= 1, f"--max-bad is a share, from 0 to 1; got {self.max_bad}")
         check(self.ema is None or 0 < self.ema < 1, f"--ema must lie between 0 and 1, got {self.ema}")
         check(0 <= self.seed < 2**63, f"--seed must lie in 0 .. 2^63 - 1, got {self.seed}")
         known = ("tensorboard", "wandb")

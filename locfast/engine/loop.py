@@ -29,6 +29,7 @@ from locfast.engine.reading import Reading
 from locfast.engine.run_folder import RunFolder
 from locfast.engine.schedule import Plan, learning_rate
 from locfast.engine.trackers import Jsonl, Tracker
+from locfast.engine.unreadable import Unreadable
 from locfast.engine.validate import Validation
 from locfast.methods.base import Batch, Method
 from locfast.random import Keys
@@ -81,6 +82,7 @@ class Trainer:
         self.parameters = [p for p in self.method.parameters() if p.requires_grad]
         self.device = self.method.device
         self.meter = Meter(self.plan, self.device, ceiling(self.device, self.precision))
+        self.unreadable = Unreadable(self.loader, self.plan.samples, self.config.max_bad)
         self.warmup = round(self.optim.warmup_epochs * self.plan.samples / self.plan.batch)
         self.save_every = self.config.save_every or math.ceil(self.plan.steps / 10)
         # what a method does after a step cannot be taken back: it waits to know that the step was sound
@@ -91,6 +93,8 @@ class Trainer:
 
     def fit(self, start: int) -> None:
         """Train from step `start` to the end of the plan."""
+        if self.unreadable.exceeded(self.world):  # in the checkpoint already, or among what the method looked at
+            raise self.unreadable.error(self.world, self.folder.path)
         batches = self.loader.batches(self.plan.micro_batches(start))
         self.meter.start(start)
         with self.display, closing(batches):  # type: ignore[type-var]  # a generator: closing it ends the workers
@@ -103,14 +107,19 @@ class Trainer:
                 told = last or done == 1 or done % self.config.log_every == 0
                 judged = self.validation is not None and self.plan.ends_epoch(done)
                 saved = last or done % self.save_every == 0
-                numbers = self.settle() if told or judged or saved else {}
+                # ranks meet at these steps anyway; one rank alone need not wait for them
+                meeting = told or judged or saved
+                spoilt = (meeting or self.world.size == 1) and self.unreadable.exceeded(self.world)
+                numbers = self.settle() if meeting or spoilt else {}
                 if told:
                     self.record(done, {**numbers, **self.meter.read(done)}, line=True)
                 with self.meter.paused():
                     if judged:
                         self.validate(done)
-                    if saved:
+                    if saved or spoilt:
                         self.save(done)
+                if spoilt:
+                    raise self.unreadable.error(self.world, self.folder.path)
 
     def train_step(self, step: int, batches: Iterator[Batch]) -> None:
         """One optimiser step, number `step` from 0; `settle` gives its numbers.
@@ -218,9 +227,9 @@ class Trainer:
             tensors["ema"] = self.average.tensors
         ranks = self.world.gather(self.loader.state())
         names = {name: why for state in ranks for name, why in state["names"].items()}
-        unreadable = {"count": sum(state["count"] for state in ranks), "names": names}
+        data = {name: sum(state[name] for state in ranks) for name in ("count", "samples")} | {"names": names}
         position = step * self.plan.batch
-        return tensors, {**self.state, "step": step, "position": position, "optimizer": plain, "data": unreadable}
+        return tensors, {**self.state, "step": step, "position": position, "optimizer": plain, "data": data}
 
     def save(self, step: int) -> None:
         """Write a checkpoint and remove the oldest beyond those that are kept."""

@@ -117,7 +117,8 @@ def restore(
         load_state_tensors(optimizer, method, found.tensors("optimizer"), found.state["optimizer"])
         if average is not None:
             average.load(found.tensors("ema"))
-        loader.load_state(found.state["data"] if world.first else {**found.state["data"], "count": 0})
+        data = {"samples": found.state["position"], **found.state["data"]}  # a count that older checkpoints lack
+        loader.load_state(data if world.first else {**data, "count": 0, "samples": 0})
 
     def tidy() -> dict[str, int]:
         checkpoint.put_aside_newer(folder.checkpoints, point.step)

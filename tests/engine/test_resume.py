@@ -200,7 +200,7 @@ def test_resume_counts_on_unreadable_files(images, tmp_path):
     data = Path(shutil.copytree(images, tmp_path / "data"))
     for name in ("003.jpg", "017.jpg", "031.jpg"):
         (data / name).write_bytes(b"not an image")
-    settings = {"steps": 12, "save_every": 6}
+    settings = {"steps": 12, "save_every": 6, "max_bad": 1.0}
     run = train(toy_config(data, tmp_path / "whole", **settings))
     state = (run / "checkpoints/step-00000012/state.json").read_text()
     broken = train(toy_config(data, tmp_path / "broken", **settings))
