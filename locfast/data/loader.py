@@ -257,10 +257,14 @@ class Loader:
             raise UserError(done.hopeless)
 
 
+def cores() -> int:
+    """Cores of one rank: those that this process may use, shared by the ranks of this machine."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def default_workers() -> int:
-    """Decoding processes of one rank: the cores this process may use, shared by the ranks of this machine, less one."""
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(16, len(os.sched_getaffinity(0)) // ranks - 1))
+    """Decoding processes of one rank: its cores less one, 16 at most."""
+    return max(1, min(16, cores() - 1))
 
 
 def _as_it_is(done: Any) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from locfast.config.base import OptimConfig, TrainConfig
-from locfast.data.loader import Loader
+from locfast.data.loader import Loader, cores
 from locfast.data.spec import Source
 from locfast.engine import checkpoint
 from locfast.engine.distributed import World
@@ -31,6 +31,7 @@ from locfast.engine.schedule import Plan, learning_rate
 from locfast.engine.trackers import Jsonl, Tracker
 from locfast.engine.unreadable import Unreadable
 from locfast.engine.validate import Validation
+from locfast.engine.waiting import Pipeline, Waiting
 from locfast.methods.base import Batch, Method
 from locfast.random import Keys
 
@@ -81,7 +82,9 @@ class Trainer:
     def __post_init__(self) -> None:
         self.parameters = [p for p in self.method.parameters() if p.requires_grad]
         self.device = self.method.device
-        self.meter = Meter(self.plan, self.device, ceiling(self.device, self.precision))
+        self.meter = Meter(self.plan, self.device, ceiling(self.device, self.precision), self.loader.spent)
+        pipeline = Pipeline(self.device.type, self.loader.workers, cores(), self.config.decoder)
+        self.waiting = Waiting(pipeline, self.world.size)
         self.unreadable = Unreadable(self.loader, self.plan.samples, self.config.max_bad)
         self.warmup = round(self.optim.warmup_epochs * self.plan.samples / self.plan.batch)
         self.save_every = self.config.save_every or math.ceil(self.plan.steps / 10)
@@ -205,6 +208,7 @@ class Trainer:
             tracker.write(step, numbers)
         if line:
             self.display.line(step, numbers)
+            self.waiting.hear(numbers)
 
     def validate(self, step: int) -> None:
         """Held-out losses of the weights, and of their average where one is kept."""

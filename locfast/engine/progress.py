@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -15,22 +15,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from locfast.engine.logs import log
 from locfast.engine.schedule import Plan
 
-SLOW_DATA = 0.1
-"""Share of the time spent waiting for data from which the log names the cause."""
-
 
 class Meter:
-    """Times a run between two lines of its log."""
+    """Times a run between two lines of its log. `spent`: seconds that its batches took so far (`Loader.spent`)."""
 
-    def __init__(self, plan: Plan, device: torch.device, ceiling: float | None) -> None:
-        self.plan, self.device, self.ceiling = plan, device, ceiling
+    def __init__(
+        self, plan: Plan, device: torch.device, ceiling: float | None, spent: Mapping[str, float] | None = None
+    ) -> None:
+        self.plan, self.device, self.ceiling, self.spent = plan, device, ceiling, spent or {}
         self.flops: int | None = None  # of one micro-batch, forward and backward
         self.waited = 0.0
         self.mark = time.perf_counter()
         self.step = 0
+        self.spent_before = dict(self.spent)
 
     def start(self, step: int) -> None:
         self.mark, self.waited, self.step = time.perf_counter(), 0.0, step
+        self.spent_before = dict(self.spent)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -54,6 +55,9 @@ class Meter:
             "data_wait": self.waited / seconds,
             "peak_memory": float(peak_memory(self.device)),
         }
+        images = steps * self.plan.batch / self.plan.ranks
+        for what, now in self.spent.items():
+            numbers[f"data_{what}_ms"] = 1000 * (now - self.spent_before[what]) / images
         if self.flops and self.ceiling:
             numbers["mfu"] = self.flops * self.plan.accumulation * steps / seconds / self.ceiling
         self.start(step)
@@ -63,8 +67,8 @@ class Meter:
 class Display:
     """The line for the log, and a bar where somebody watches."""
 
-    def __init__(self, plan: Plan, console: Console, device: torch.device, enabled: bool) -> None:
-        self.plan, self.device, self.told = plan, device, False
+    def __init__(self, plan: Plan, console: Console, enabled: bool) -> None:
+        self.plan = plan
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         shown = enabled and console.is_terminal
@@ -96,14 +100,6 @@ class Display:
             f"{timedelta(seconds=round(left))} left",
         ]
         log.info("  ".join(parts))
-        # the first interval waits for the workers to start, and on a CPU decoding and training share the cores
-        if numbers["data_wait"] > SLOW_DATA and step > 1 and self.device.type == "cuda" and not self.told:
-            self.told = True
-            log.info(
-                "The GPU waits for data %.0f %% of the time: decoding is slower than training. More --workers help "
-                "while there are idle cores; so do smaller images and tar shards on slow disks.",
-                100 * numbers["data_wait"],
-            )
 
 
 def peak_memory(device: torch.device) -> int:

@@ -149,7 +149,7 @@ def _train(
             world=world,
             precision=precision,
             folder=folder,
-            display=Display(plan, console, device, world.first),
+            display=Display(plan, console, world.first),
             jsonl=Jsonl(folder.metrics) if world.first else None,
             trackers=trackers,
             state={"format": 1, "locfast": __version__, "torch": torch.__version__, **identity, "frozen": frozen},

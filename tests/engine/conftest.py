@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.engine.toy import ToyConfig, losses, make_images, toy_config
 
@@ -24,3 +28,16 @@ def unbroken(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int
     from locfast.engine.run import train
 
     return losses(train(toy_config(images, tmp_path_factory.mktemp("unbroken") / "run", **SETTINGS)))
+
+
+@pytest.fixture(scope="session")
+def jpeg_of() -> Callable[[int, int], bytes]:
+    """The bytes of a JPEG file of smooth colours, by width and height."""
+
+    def encoded(width: int, height: int) -> bytes:
+        file = io.BytesIO()
+        coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR).save(file, "JPEG", quality=95)
+        return file.getvalue()
+
+    return encoded

@@ -184,7 +184,7 @@ def test_a_terminal_sees_a_bar_and_a_file_does_not(tmp_path):
     for terminal in (True, False):
         with open(tmp_path / f"{terminal}", "w+") as file:
             console = Console(file=file, force_terminal=terminal, width=100)
-            with Display(plan, console, torch.device("cpu"), enabled=True) as display:
+            with Display(plan, console, enabled=True) as display:
                 display.advance(2)
                 display.bar.refresh()
             file.seek(0)
