@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 
-import pytest
 import torch
 
 from locfast.data.loader import Loader
