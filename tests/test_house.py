@@ -13,7 +13,7 @@ import pytest
 from locfast.config.registry import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("train", "export", "env", "inspect", "data")
+COMMANDS = ("train", "export", "env", "inspect", "data", "data stats", "data preview", "data bench")
 ABOVE = ("cli", "train", "export", "env", "inspect", "report", "demo")
 """Commands and the demo: nothing below may import them (but `locfast.cli`, which holds what they share)."""
 
@@ -26,7 +26,8 @@ FORBIDDEN = {
     "engine": ("models", "eval", *(name for name in ABOVE if name != "cli")),
     "eval": ("methods", "engine", *ABOVE),
 }
-"""Room -> the parts of locfast that its files must not import. A room's `__main__` is a command."""
+"""Room -> the parts of locfast that its files must not import. A room's `__main__` is a command, and so is every module
+in its `commands/`: one that shows what a method makes of data needs both, and no room below is both's."""
 
 
 def imports(file: Path, package: str) -> Iterator[str]:
@@ -42,7 +43,7 @@ def imports(file: Path, package: str) -> Iterator[str]:
 
 def of_room(folder: Path, package: str) -> Iterator[tuple[Path, str]]:
     for file in sorted(folder.rglob("*.py")):
-        if file.name != "__main__.py":
+        if file.name != "__main__.py" and "commands" not in file.relative_to(folder).parts:
             inside = ".".join([package, *file.relative_to(folder).parent.parts])
             yield from ((file.relative_to(ROOT), name) for name in imports(file, inside))
 
@@ -57,6 +58,12 @@ def test_no_room_imports_what_stands_above_it(room: str) -> None:
     assert found
     bad = [(str(f), n) for f, n in found if any(starts(n, f"locfast.{part}") for part in FORBIDDEN[room])]
     assert bad == []
+
+
+def test_no_room_imports_its_own_commands() -> None:
+    for room in FORBIDDEN:
+        inside = list(of_room(ROOT / "locfast" / room, f"locfast.{room}"))
+        assert [(str(f), n) for f, n in inside if starts(n, f"locfast.{room}.commands")] == []
 
 
 def test_kernels_import_nothing_else_of_locfast() -> None:
@@ -99,7 +106,7 @@ def test_importing_locfast_imports_no_torch() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command_imports_no_torch(name: str) -> None:
-    told = _python("-X", "importtime", "-m", f"locfast.{name}", "--help")
+    told = _python("-X", "importtime", "-m", *f"locfast.{name}".split(), "--help")
     assert told.returncode == 0 and "usage" in told.stdout
     modules = {line.rpartition("|")[2].strip() for line in told.stderr.splitlines() if line.startswith("import time:")}
     assert "locfast" in modules and not modules & {"torch", "timm", "triton"}

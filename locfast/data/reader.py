@@ -163,7 +163,7 @@ class Reader:
         done.hopeless = (
             f"asked for the sample at position {done.position[i]}, found it unreadable, and so were its {attempt} "
             f"replacements; the last was {name} ({reason}). Is the disk still there? "
-            "`python -m locfast.data SRC` checks a data source"
+            "`python -m locfast.data stats SRC` checks a data source"
         )
         return None
 

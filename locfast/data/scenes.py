@@ -148,3 +148,6 @@ class SceneSource:
             name=f"scene-{self.seed}-{self.start + index}",
             label_map=b"P5 %d %d 255\n" % (SIZE, SIZE) + labels[row].numpy().tobytes(),
         )
+
+    def __repr__(self) -> str:
+        return f"{len(self)} scenes of the demo, seed {self.seed}"

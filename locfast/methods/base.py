@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,16 @@ Batch = dict[str, Any]
 VALIDATION_EPOCH = 0xFFFFFFFF
 PREPARATION_EPOCH = 0xFFFFFFFE
 """Epochs that no training reaches: held-out and calibration passes draw there, so their numbers are their own."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What of one view of a batch the networks see."""
+
+    images: Tensor  # [B, 3, h, w], normalised as the view is
+    visible: Tensor | None = None  # [B, V, rows, columns] bool over the patches, True = kept; None: no masks
+    masks: tuple[str, ...] = ()
+    """What to call each of the V masks."""
 
 
 class Method(nn.Module):
@@ -55,6 +66,10 @@ class Method(nn.Module):
     def forward(self, batch: Batch, draw: Any) -> dict[str, Tensor]:
         """{"loss": scalar with gradient, other names: detached scalars to log}; the mean over the batch's samples."""
         raise NotImplementedError
+
+    def seen(self, batch: Batch, draw: Any) -> dict[str, Seen]:
+        """What the networks see of a batch, by view, for a picture of it. Default: every view, and all of it."""
+        return {name: Seen(images) for name, images in batch["views"].items()}
 
     def prepare(self, batches: Iterable[tuple[Batch, Any]], reduce_sum: Callable[[Tensor], Tensor]) -> None:
         """Look at `preparation_samples` samples before step 0 (never on resume) and fill buffers.

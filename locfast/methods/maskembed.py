@@ -16,7 +16,7 @@ from locfast.errors import UserError
 from locfast.kernels import _backend
 from locfast.kernels.reconstruction_loss import reconstruction_loss
 from locfast.methods import masks
-from locfast.methods.base import Batch, Method
+from locfast.methods.base import Batch, Method, Seen
 from locfast.methods.mixing import Mix, draw_mix, mix_images
 from locfast.models.backbone import load_backbone
 from locfast.models.decoder import PooledDecoder, TransformerDecoder
@@ -142,8 +142,15 @@ class MaskEmbed(Method):
         return self.teacher.depth - (self.config.target == "penultimate")
 
     def _view_losses(self, per_token: Tensor) -> dict[str, Tensor]:
-        names = ["masked"] + ["complement"] * self.config.complement + ["all_visible"] * self.config.all_visible
-        return {f"loss/{name}": per_token[:, view].mean() for view, name in enumerate(names)}
+        return {f"loss/{name}": per_token[:, view].mean() for view, name in enumerate(self._masks)}
+
+    @property
+    def _masks(self) -> tuple[str, ...]:
+        return ("masked", *["complement"] * self.config.complement, *["all_visible"] * self.config.all_visible)
+
+    def seen(self, batch: Batch, draw: Draw) -> dict[str, Seen]:
+        visible = draw.visible.unflatten(-1, self.teacher.grid)
+        return {IMAGE: Seen(mix_images(batch["views"][IMAGE], draw.mix), visible, self._masks)}
 
     def draw(self, keys: Keys) -> Draw:
         config, grid = self.config, self.teacher.grid

@@ -1,0 +1,81 @@
+"""`python -m locfast.data stats`: a look at a source from the outside."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from locfast.data.commands.look import look, looks, summary
+from locfast.data.sources import ImageFolder
+
+
+def data(*args: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "locfast.data", *args], capture_output=True, text=True, timeout=120)
+
+
+def test_damaged_files_are_named_and_make_it_fail(folder, damage, tmp_path):
+    root = folder(100)
+    bad = damage(root)
+    done = data("stats", str(root), "--workers", "2", "--json", str(tmp_path / "found.json"))
+    assert done.returncode == 1
+    assert "90 can be read, 10 cannot" in done.stdout
+    assert all(name in done.stdout for name in bad)
+    told = json.loads((tmp_path / "found.json").read_text())
+    assert sorted(one["name"] for one in told["broken"]) == sorted(bad)
+    assert all(one["reason"] for one in told["broken"])
+    assert sum(told["reasons"].values()) == 10 and told["reasons"]["the file is empty"] == 1
+    assert told["formats"] == {"JPEG baseline": 90} and told["readable"] == 90
+
+
+def test_a_missing_source_ends_with_one_message_and_code_2(tmp_path):
+    done = data("stats", str(tmp_path / "nowhere"))
+    assert done.returncode == 2
+    assert "found no such file or folder" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("typed", [("photos", "--count", "0"), ("--count", "0", "photos")])
+def test_a_source_without_a_command_is_told_what_to_type(typed):
+    done = data(*typed)
+    assert done.returncode == 2
+    assert f"type `python -m locfast.data stats {' '.join(typed)}`" in done.stderr
+
+
+def test_a_mistyped_command_is_told_its_name():
+    done = data("stat", "photos")
+    assert done.returncode == 2 and "did you mean 'stats'?" in done.stderr
+
+
+def test_an_unknown_flag_is_refused():
+    done = data("stats", "demo", "--cuont", "3")
+    assert done.returncode == 2 and "unrecognized arguments: --cuont 3" in done.stderr
+
+
+def test_every_kind_of_file_is_told(tmp_path, picture, encode):
+    turned = picture().getexif()
+    turned[0x0112] = 6
+    files = {
+        "a.jpg": encode(picture(), progressive=True),
+        "b.jpg": encode(picture(40, 80), exif=turned),
+        "c.jpg": encode(picture().convert("L")),
+        "d.jpg": encode(picture().convert("CMYK")),
+        "e.png": encode(picture().convert("RGBA"), "PNG"),
+        "f.webp": encode(picture(), "WEBP"),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    source = ImageFolder(tmp_path)
+    told = summary(list(looks(source, len(source), 0)))
+    assert told["formats"] == {"JPEG baseline": 3, "JPEG progressive": 1, "PNG": 1, "WEBP": 1}
+    assert told["colours"] == {"RGB": 3, "grey": 1, "CMYK": 1, "RGB with transparency": 1}
+    assert told["rotated"] == 1
+    assert look(source, 1).size == (40, 80)  # stored 80 high, turned upright
+    assert told["pixels"]["width"]["max"] == 80 and told["pixels"]["height"]["min"] == 40
+
+
+def test_processes_find_what_one_process_finds(folder, damage):
+    root = folder(100)
+    damage(root)
+    source = ImageFolder(root)
+    assert list(looks(source, 40, 2)) == list(looks(source, 40, 0))
