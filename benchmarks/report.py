@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import _attention_targets
+import _input_report
 import _region_targets
 import _step_report
 from _results import RESULTS, ROOT, Measurement, Row, sources_hash
@@ -33,10 +34,11 @@ results against the reference (Triton in its interpreter, CUDA ops by their CPU 
 compile for sm_90 without spills.
 """
 CPU = """
-## Memory on a CPU
+## On a CPU
 
-Peak resident size beyond weights and inputs, with the weights' gradients; each form in a process of its own. Sizes do
-not depend on how fast or how busy a machine is; no times are taken on a CPU.
+Memory is the peak resident size beyond weights and inputs, with the weights' gradients; each form in a process of its
+own. Sizes do not depend on how fast or how busy a machine is. Times are there where the question is about CPUs: rows of
+one table ran in turns on one machine, and compare with each other alone.
 """
 
 
@@ -73,7 +75,9 @@ def section(measurement: Measurement, chart: Path) -> str:
         )
     if measurement.command:
         told.append(f" To measure it again: `{measurement.command}`.")
-    lines = [f"\n### {measurement.benchmark}\n", "".join(told) + "\n"]
+    is_input = measurement.benchmark.startswith("input")
+    title = _input_report.TITLE if is_input else measurement.benchmark
+    lines = [f"\n### {title}\n", "".join(told) + "\n"]
     if chart.is_file():
         lines.append(f"![{measurement.benchmark}: {_what_is_drawn(measurement)}]({_from_page(chart)})\n")
     for room in (_attention_targets, _region_targets):
@@ -81,7 +85,10 @@ def section(measurement: Measurement, chart: Path) -> str:
         if not wanted:
             continue
         lines += (["Of the older kernel:\n"] if changed else []) + [*wanted, ""]
-    if measurement.benchmark.startswith("step"):
+    if is_input:
+        needs = _input_report.needs(chart.parent.parent)
+        lines += _input_report.markdown(measurement.rows, needs, bool(changed))
+    elif measurement.benchmark.startswith("step"):
         lines += _step_report.tables(measurement.rows, measurement.machine["gpu"], bool(changed))
     elif all(row.ms is None and row.peak_mib is not None for row in measurement.rows):
         lines += ["| case | direction | who | peak MiB | |", "|---|---|---|---|---|"]

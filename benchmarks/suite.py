@@ -51,6 +51,7 @@ STEPS = (
     Step("reconstruction_loss", ("benchmarks/reconstruction_loss.py",)),
     Step("teacher", ("benchmarks/teacher.py",), share=0.5),
     Step("step", ("benchmarks/step.py",)),
+    Step("input", ("benchmarks/input.py",), share=0.5),
     Step("optimizers", ("benchmarks/optimizers.py",)),
     Step("product", (*TESTS, "-m", "slow"), takes_options=False),
 )

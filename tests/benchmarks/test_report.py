@@ -63,7 +63,7 @@ def test_memory_measured_on_a_cpu_stands_below_and_claims_no_speed(measurement, 
     measurement.rows = [Row("a block", "both", "public form", peak_mib=808.3, note="627 MiB kept")]
     measurement.write(tmp_path)
     page = report.render(tmp_path)
-    assert page.index("Not measured yet") < page.index("Memory on a CPU")
+    assert page.index("Not measured yet") < page.index("## On a CPU")
     assert "| a block | both | public form | 808 | 627 MiB kept |" in page
 
 
@@ -139,7 +139,7 @@ def test_a_step_gets_its_share_of_the_budget_and_leaves_the_rest(tmp_path):
 
 def test_suite_measures_in_order_of_worth():
     ops = ["attn_softcap", "region_loss", "mask_embeddings", "select_views", "reconstruction_loss"]
-    assert [one.name for one in suite.STEPS] == ["parity", *ops, "teacher", "step", "optimizers", "product"]
+    assert [one.name for one in suite.STEPS] == ["parity", *ops, "teacher", "step", "input", "optimizers", "product"]
 
 
 def test_suite_stops_at_its_budget_and_lists_what_it_did_not_reach(tmp_path):
