@@ -36,8 +36,8 @@ from locfast.data.sources import ImageFolder, TarShards
 from locfast.data.sources.split import Chosen
 from locfast.data.spec import ImageSpec, Source, View
 
-SHARED = ROOT.parent / "shared" / "data"
-PHOTOS = [SHARED / "photos_original", SHARED / "photos"]
+PHOTOS = [root / "shared" / "data" / name for name in ("photos_original", "photos") for root in (ROOT, ROOT.parent)]
+"""Measured where they are there: photographs as their cameras left them, and 1,000 small ones."""
 SOURCES = [f"locfast/data/{name}" for name in ("crop.py", "decode", "loader.py", "reader.py", "sources")]
 PER_SHARD = 64
 """Images in a tar shard, over and over those of the folder: so small a shard is opened often enough to count."""
@@ -59,7 +59,7 @@ class Way:
 
 def main() -> None:
     known = parser(__doc__)
-    known.add_argument("--photos", type=Path, nargs="+", default=PHOTOS, help="folders of JPEG files")
+    known.add_argument("--photos", type=Path, nargs="+", help="folders of JPEG files")
     known.add_argument("--size", type=int, nargs="+", default=[224], help="pixels of a view's side (default 224)")
     known.add_argument("--batch", type=int, default=64)
     known.add_argument("--workers", type=int, default=default_workers(), help="(default %(default)s here)")
@@ -69,9 +69,13 @@ def main() -> None:
     args = known.parse_args()
     if args.smoke:
         args.rounds, args.seconds, args.batch = 2, 0.1, 4
-    for folder in args.photos:
+    for folder in args.photos or ():
         if not folder.is_dir():
             known.error(f"{folder} is no folder; give --photos DIR, with JPEG files in it")
+    args.photos = args.photos or [folder for folder in PHOTOS if folder.is_dir()]
+    if not args.photos:
+        print("there are no photographs beside this checkout, and nothing is measured; give --photos DIR")
+        return
     device, (head, dirty) = use(args.device), commit()
     result = Measurement(
         benchmark="input",

@@ -50,6 +50,14 @@ def test_every_way_is_timed_on_the_same_photographs(photos, tmp_path, monkeypatc
     }
 
 
+def test_without_photographs_it_says_so_and_measures_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks/input.py", "--out", str(tmp_path), "--device", "cpu"])
+    monkeypatch.setattr(benchmark, "PHOTOS", [tmp_path / "nowhere"])
+    benchmark.main()
+    assert "nothing is measured" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_right_pixels_pass_and_a_crop_that_is_two_pixels_off_is_refused(photos):
     source = benchmark.jpegs(photos, None)
     assert len(source) == 8

@@ -1,13 +1,17 @@
 """`python -m locfast.data stats`: a look at a source from the outside."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
+from locfast.data.commands import stats
 from locfast.data.commands.look import look, looks, summary
 from locfast.data.sources import ImageFolder
+from locfast.errors import UserError
 
 
 def data(*args: str) -> subprocess.CompletedProcess:
@@ -79,3 +83,24 @@ def test_processes_find_what_one_process_finds(folder, damage):
     damage(root)
     source = ImageFolder(root)
     assert list(looks(source, 40, 2)) == list(looks(source, 40, 0))
+
+
+def test_a_process_that_dies_is_told_and_nothing_hangs(folder):
+    class Deadly(ImageFolder):
+        def read(self, index):
+            if index == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().read(index)
+
+    with pytest.raises(UserError, match="a decoding process died"):
+        list(looks(Deadly(folder(20)), 20, 2))
+
+
+def test_without_a_terminal_lines_tell_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(stats, "EVERY", 0.0)
+    with stats.progress(3) as advance:
+        for done, broken in ((1, False), (2, True), (3, False)):
+            advance(done, broken)
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in told] == [f"looked at {k} of 3" for k in (1, 2, 3)]
+    assert told[2].endswith("1 broken")
