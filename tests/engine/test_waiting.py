@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from locfast.data.loader import Loader
+from locfast.data.assemble import Assembler
 from locfast.data.sources import ImageFolder
 from locfast.engine.progress import Meter
 from locfast.engine.run import train
@@ -110,10 +110,10 @@ def logged(data: Path, run: Path, **settings: object) -> tuple[list[str], dict[s
 @pytest.mark.parametrize("workers", [0, 2])
 def test_slow_reads_are_named(images, tmp_path, monkeypatch, workers):
     read = ImageFolder.read
-    monkeypatch.setattr(ImageFolder, "read", lambda self, index: time.sleep(0.01) or read(self, index))
+    monkeypatch.setattr(ImageFolder, "read", lambda self, index: time.sleep(0.04) or read(self, index))
     told, means = logged(images, tmp_path / "run", workers=workers)
     assert told == ["reading"]
-    assert means["data_read_ms"] >= 10 > means["data_transfer_ms"]
+    assert means["data_read_ms"] >= 40 > means["data_transfer_ms"]
     assert means["data_wait"] > SLOW
 
 
@@ -129,8 +129,8 @@ def test_slow_decoding_is_named(tmp_path, jpeg_of, workers):
 
 
 def test_slow_assembling_is_named(images, tmp_path, monkeypatch):
-    move = Loader._moved
-    monkeypatch.setattr(Loader, "_moved", lambda self, parts: time.sleep(0.1) or move(self, parts))
+    move = Assembler._moved
+    monkeypatch.setattr(Assembler, "_moved", lambda self, parts: time.sleep(0.1) or move(self, parts))
     told, means = logged(images, tmp_path / "run", workers=2)
     assert told == ["assembling"]
     assert means["data_transfer_ms"] >= 100 / 8  # of a batch of eight

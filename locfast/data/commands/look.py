@@ -17,8 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from locfast.data.crop import Plan
-from locfast.data.decode import get_decoder
-from locfast.data.decode.cpu import decode_label_map
+from locfast.data.decode.cpu import CpuDecoder, decode_label_map
 from locfast.data.reader import explain
 from locfast.data.sources import sample_name
 from locfast.data.spec import Source
@@ -54,7 +53,7 @@ def look(source: Source, index: int) -> Look:
     """Read and decode one sample in full, as a training view of 224 pixels would."""
     try:
         record = source.read(index)
-        picture = get_decoder("cpu").open(record.image)
+        picture = CpuDecoder().open(record.image)
         height, width = picture.size
         picture.render([Plan((224, 224), (0, 0, width, height), (0, 0, 224, 224), False, "bicubic")])
         if record.label_map is not None:
