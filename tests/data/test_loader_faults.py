@@ -132,6 +132,17 @@ def test_workers_end_when_their_parent_is_killed(act, folder, tmp_path):
     assert seconds_until(lambda: all(map(gone, workers))) < BOUND
 
 
+def test_batches_that_take_longer_than_a_poll_arrive_whole_and_in_order(folder, monkeypatch):
+    read, source = ImageFolder.read, ImageFolder(folder(12))
+    positions = torch.arange(24).split(4)
+    wanted = list(Loader(source, SPEC, seed=0, workers=0).batches(positions))
+    monkeypatch.setattr("locfast.data.loader.POLL", 0.01)
+    monkeypatch.setattr(ImageFolder, "read", lambda self, index: time.sleep(0.02) or read(self, index))
+    made = list(Loader(source, SPEC, seed=0, workers=2).batches(positions))
+    assert [batch["position"].tolist() for batch in made] == [part.tolist() for part in positions]
+    assert all(torch.equal(a["views"]["image"], b["views"]["image"]) for a, b in zip(made, wanted, strict=True))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("busy", ["reading", "decoding"])
 def test_ctrl_c_ends_a_run_whose_workers_are_busy_within_two_seconds(busy, workers, folder, tmp_path, jpeg):
