@@ -187,7 +187,13 @@ class Loader:
                     )
                 )
             while True:
-                done = self._next(dones)
+                try:
+                    with held() if self.workers else nullcontext():
+                        done = next(dones, None)
+                except (RuntimeError, OSError, EOFError) as error:
+                    if "DataLoader timed out" in str(error):  # after POLL, and nothing is lost by it
+                        continue
+                    raise explain_dead_worker(error) or error from None
                 if done is None:
                     break
                 parts.append(done)
@@ -206,15 +212,6 @@ class Loader:
                 part = slice(start, start + JOB_SIZE)
                 last = start + JOB_SIZE >= len(index)
                 yield Job(position[part].tolist(), epoch[part].tolist(), index[part].tolist(), last)
-
-    def _next(self, dones: Iterator[Done]) -> Done | None:
-        while True:
-            try:
-                with held() if self.workers else nullcontext():
-                    return next(dones, None)
-            except (RuntimeError, OSError, EOFError) as error:
-                if "DataLoader timed out" not in str(error):  # after POLL, and nothing is lost by it
-                    raise explain_dead_worker(error) or error from None
 
     def _batch(self, parts: list[Done], decoded: dict[str, Tensor] | None = None) -> Batch:
         for part in parts:

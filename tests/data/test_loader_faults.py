@@ -143,6 +143,20 @@ def test_batches_that_take_longer_than_a_poll_arrive_whole_and_in_order(folder, 
     assert all(torch.equal(a["views"]["image"], b["views"]["image"]) for a, b in zip(made, wanted, strict=True))
 
 
+def test_closing_an_iterator_does_not_wait_for_a_busy_worker(folder, tmp_path, monkeypatch):
+    root, told = folder(12), tmp_path / "busy"
+    monkeypatch.setattr(ImageFolder, "read", ImageFolder.read)  # put back afterwards
+    at_a_file(f"{Order(12, 0)(torch.tensor([5]))[1].item():03}.jpg", hang, told)
+    before = set(multiprocessing.active_children())
+    batches = Loader(ImageFolder(root), SPEC, seed=0, workers=2).batches(torch.arange(12).split(4))
+    next(batches)
+    written(told)
+    begin = time.monotonic()
+    batches.close()
+    assert time.monotonic() - begin < BOUND
+    assert not set(multiprocessing.active_children()) - before
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("busy", ["reading", "decoding"])
 def test_ctrl_c_ends_a_run_whose_workers_are_busy_within_two_seconds(busy, workers, folder, tmp_path, jpeg):

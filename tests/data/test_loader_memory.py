@@ -10,12 +10,12 @@ from locfast.data.loader import Loader
 from locfast.data.sources import ImageFolder
 from locfast.data.spec import ImageSpec, View
 
-SPEC = ImageSpec({"image": View((16, 16), (0.5,) * 3, (0.5,) * 3, crop="random_resized", flip=True)})
+SPEC = ImageSpec({"image": View((64, 64), (0.5,) * 3, (0.5,) * 3, crop="random_resized", flip=True)})
 
 
 BOUND = 4 * 2**20
 """Bytes by which both processes together may grow: what malloc and Python keep at hand moves by 1 to 2 MiB. Over 1200
-batches the bound is 3.4 KiB a batch, over 9000 it is 466 bytes; the pixels of one batch alone are 6 KiB."""
+batches the bound is 3.4 KiB a batch, over 9000 it is 466 bytes; the bytes of one batch's pixels alone are 24 KiB."""
 
 
 def resident(process: int) -> int:
