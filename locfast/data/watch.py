@@ -106,9 +106,12 @@ class Watch:
             for child in children:
                 child.terminate()
 
+        if sys.is_finalizing():  # a program that ends with its iterator open; Python would wait for ever for a thread
+            terminate()
         timer = threading.Timer(GRACE, terminate)
         timer.daemon = True
-        timer.start()
+        if children and not sys.is_finalizing():
+            timer.start()
         try:
             yield
         finally:

@@ -4,6 +4,8 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -174,3 +176,18 @@ def test_ctrl_c_ends_a_run_whose_workers_are_busy_within_two_seconds(busy, worke
     assert seconds_until(lambda: gone(run.pid)) < BOUND
     assert processes.finish(run) == [130]
     assert (tmp_path / "out").read_text().endswith("locfast: Stopped by Ctrl-C.\n")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_program_may_end_with_its_iterator_open(folder, workers):
+    program = f"""
+import torch
+from locfast.data.loader import Loader
+from locfast.data.sources import open_source
+from locfast.data.spec import ImageSpec, View
+
+spec = ImageSpec({{"image": View((8, 8), (0.5,) * 3, (0.5,) * 3)}})
+batches = Loader(open_source({str(folder(8))!r}), spec, seed=0, workers={workers}).batches([torch.arange(4)] * 100)
+next(batches)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 from pathlib import Path
 
+import pytest
 import torch
 
 from locfast.data.loader import Loader
