@@ -86,6 +86,8 @@ class TrainConfig:
     """What decodes images: the workers (cpu), or the GPU. auto: DALI, else nvJPEG, else cpu; the log says why."""
     max_bad: float = 0.01
     """Stop when more than this share of the data set's files cannot be read; 0: at the first one, 1: never."""
+    shuffle: Literal["auto", "full", "blocks"] = "auto"
+    """Order of samples: full, or blocks of neighbours, which slow disks read fast. auto: blocks for tar shards."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on a GPU, fp32 on the CPU. Weights stay fp32."""
     device: str = "auto"

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from locfast.data.assemble import Assembler, Batch, on_gpu
 from locfast.data.decode.choice import choose
 from locfast.data.decode.device import BatchFailed, InUse, why_not
-from locfast.data.order import Order
+from locfast.data.order import Shuffle, arrange
 from locfast.data.reader import Done, Job, Reader
 from locfast.data.spec import ImageSpec, Source
 from locfast.data.watch import Watch, explain_dead_worker, timed
@@ -74,18 +74,19 @@ class Loader:
         workers: int | None = None,
         device: torch.device | str = "cpu",
         decoder: str = "auto",
+        shuffle: Shuffle = "auto",
         pin: bool | None = None,
         prefetch: int = 4,
     ) -> None:
         self.source, self.spec, self.device = source, spec, torch.device(device)
-        self.order = Order(len(source), seed)
+        ordered, self.order = arrange(source, seed, shuffle)
         self.workers = default_workers() if workers is None else workers
         self.pin = self.device.type == "cuda" if pin is None else pin
         self.prefetch = prefetch
         self.replaced, self.on_cpu = Replaced(), Counter()
         self.spent = {"read": 0.0, "decode": 0.0, "transfer": 0.0}
         self._decoder, self.decoding = choose(decoder, spec, self.device)
-        self._reader = Reader(source, spec, self.order, why_not if self._decoder else None)
+        self._reader = Reader(ordered, spec, self.order, why_not if self._decoder else None)
         self._assemble = Assembler(spec, self.device, self.pin)
         self._in_use = InUse(self.device)
         self._stream: torch.cuda.Stream | None = None

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from locfast.data.sources.ahead import Ahead, can_look_ahead
+from locfast.data.sources.split import groups
+from locfast.data.spec import Source
 from locfast.errors import UserError
 from locfast.random import permute
 
+Shuffle = Literal["auto", "full", "blocks"]
+
 MAX_PROBES = 100
 """How many replacements of one unreadable sample are tried before the run stops."""
+BLOCK = 64
+"""Neighbouring samples that stay together until the buffer. At 100 KB an image that is 6 MB: a spinning disk (10 ms a
+seek, 150 MB/s) spends four fifths of its time reading, where single images would leave it at 6 %."""
+BUFFER = 8192
+"""Samples that are mixed with each other: parts of 128 blocks, so a batch of 1024 holds 8 of each on average. At 100 KB
+an image they are 0.8 GB, which the page cache keeps until the last of them is read."""
 
 
 class Order:
@@ -36,3 +50,92 @@ class Order:
         """
         probes = torch.arange(min(MAX_PROBES, self.size))
         return permute(probes, self.size, self.seed, position & 0xFFFFFFFF, "replacement").tolist()
+
+    def __repr__(self) -> str:
+        return f"every epoch is a permutation of all {self.size} samples"
+
+
+class BlockOrder(Order):
+    """An order that reads neighbours together: blocks are permuted, then samples inside a buffer of some blocks.
+
+    Every group (a shard) is cut into blocks of `block` neighbours, its last one shorter; so no block spans two shards.
+    An epoch is all blocks of all groups, one behind the other, in a keyed permutation of that epoch. This row of
+    samples is cut into buffers of `buffer` places (the last one shorter; a block may end in the next buffer), and in
+    each buffer the samples are permuted by a permutation of its own. A source that fits a buffer is shuffled in full.
+
+    `starts` are the indices at which a group begins, ascending, the first one 0. An epoch's table of blocks (16 bytes a
+    block) is made when it is first asked for: 0.2 s for ten million samples, on one core.
+    """
+
+    def __init__(
+        self, size: int, seed: int, starts: np.ndarray | None = None, *, block: int = BLOCK, buffer: int = BUFFER
+    ) -> None:
+        super().__init__(size, seed)
+        self.where = "one row" if starts is None else f"{len(starts)} shards"
+        starts = np.zeros(1, dtype=np.int64) if starts is None else starts
+        lengths = np.diff(starts, append=size)
+        counts = -(-lengths // block)
+        before = np.cumsum(counts) - counts
+        nth = np.arange(counts.sum()) - np.repeat(before, counts)
+        self.starts = np.repeat(starts, counts) + block * nth
+        """First index of every block, ascending: [blocks] int64."""
+        self.block, self.buffer = block, buffer
+        self._tables: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        epoch, place = position // self.size, position % self.size
+        place = self._mixed(epoch, place)
+        index = torch.empty_like(place)
+        for one in epoch.unique().tolist():
+            here = epoch == one
+            starts, ends = self._table(one)
+            block = torch.searchsorted(ends, place[here], right=True)
+            # an index lies as far behind its block's start as its place behind the end of the block before
+            index[here] = starts[block] + place[here] - torch.where(block > 0, ends[block - 1], 0)
+        return epoch, index
+
+    def _mixed(self, epoch: Tensor, place: Tensor) -> Tensor:
+        """Where each place of an epoch's row of blocks is taken from: another place of the same buffer."""
+        buffer = place // self.buffer
+        first = buffer * self.buffer
+        # the running number of a buffer keys its permutation, as 32 bits: they come round after 3e13 samples
+        number = (epoch * -(-self.size // self.buffer) + buffer) & 0xFFFFFFFF
+        mixed = torch.empty_like(place)
+        whole = first + self.buffer <= self.size
+        for here, length in ((whole, self.buffer), (~whole, self.size % self.buffer)):
+            if bool(here.any()):
+                inside = permute(place[here] - first[here], length, self.seed, number[here], "order.buffer")
+                mixed[here] = first[here] + inside
+        return mixed
+
+    def _table(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Blocks in the order of an epoch, [blocks] int64: their first indices, and the places at which they end."""
+        if epoch not in self._tables:
+            while len(self._tables) > 1:  # a batch may lie in two epochs
+                del self._tables[next(iter(self._tables))]
+            starts = torch.from_numpy(self.starts)
+            lengths = torch.from_numpy(np.diff(self.starts, append=self.size))
+            chosen = permute(torch.arange(len(starts)), len(starts), self.seed, epoch, "order.block")
+            self._tables[epoch] = starts[chosen], lengths[chosen].cumsum(0)
+        return self._tables[epoch]
+
+    def __repr__(self) -> str:
+        return (
+            f"every epoch permutes {len(self.starts)} blocks of {self.block} neighbours from {self.where}, then samples "
+            f"inside buffers of {self.buffer}"
+        )
+
+
+def pick_shuffle(shuffle: Shuffle, source: Source) -> Literal["full", "blocks"]:
+    """What auto means for a source: blocks where it lies in shards, else full."""
+    if shuffle == "auto":
+        return "full" if groups(source) is None else "blocks"
+    return shuffle
+
+
+def arrange(source: Source, seed: int, shuffle: Shuffle = "auto") -> tuple[Source, Order]:
+    """The order in which `source` is shown, and the source as it is best read in that order."""
+    if pick_shuffle(shuffle, source) == "full":
+        return source, Order(len(source), seed)
+    order = BlockOrder(len(source), seed, groups(source))
+    return (Ahead(source, order.starts) if can_look_ahead(source) else source), order

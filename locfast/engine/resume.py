@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -12,6 +12,8 @@ from locfast.config.base import MethodConfig, TrainConfig
 from locfast.config.files import to_dict
 from locfast.config.registry import method_config
 from locfast.data.loader import Loader
+from locfast.data.order import pick_shuffle
+from locfast.data.spec import Source
 from locfast.engine import checkpoint
 from locfast.engine.checkpoint import Checkpoint
 from locfast.engine.distributed import World
@@ -22,6 +24,9 @@ from locfast.engine.run_folder import RunFolder
 from locfast.engine.schedule import Plan
 from locfast.errors import UserError
 from locfast.methods.base import Method
+
+SHUFFLE_BEFORE = "full"
+"""What checkpoints did from before the field existed."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +72,16 @@ def find(config: TrainConfig, folder: RunFolder, world: World) -> Point:
     return Point(found, frozen_damage, messages)
 
 
+def shuffle(config: TrainConfig, point: Point, source: Source) -> Literal["full", "blocks"]:
+    """What --shuffle auto means for this run: what its checkpoint did, at the start what suits the source."""
+    if config.shuffle == "auto" and point.checkpoint is not None:
+        return point.checkpoint.state["settings"].get("shuffle", SHUFFLE_BEFORE)
+    return pick_shuffle(config.shuffle, source)
+
+
 def identity(config: TrainConfig, plan: Plan) -> dict[str, Any]:
     """What makes two runs the same curve: settings that a resumed run must share with the one it goes on with."""
-    names = ("method", "model", "pretrained", "image_size", "seed", "batch_size", "lr", "ema")
+    names = ("method", "model", "pretrained", "image_size", "seed", "batch_size", "lr", "ema", "shuffle")
     settings = {name: getattr(config, name) for name in names}
     own = _own(config, method_config(config))
     return {"settings": {**settings, "steps": plan.steps, "images": plan.samples, **own}}
@@ -87,7 +99,7 @@ def check_identity(point: Point, ours: dict[str, Any], config: TrainConfig, fold
         return
     fields = method_config(config)
     # a checkpoint from before a field existed did what the field's default does; one that lost its say is passed over
-    then = {**_own(config, type(fields)()), **point.checkpoint.state["settings"]}
+    then = {"shuffle": SHUFFLE_BEFORE, **_own(config, type(fields)()), **point.checkpoint.state["settings"]}
     now = ours["settings"]
     passed = {f"{config.method}.{name}" for name in fields.execution}
     differing = [name for name in {**then, **now} if name not in passed and then.get(name) != now.get(name)]

@@ -35,7 +35,7 @@ from locfast.errors import UserError
 from locfast.kernels import _backend
 from locfast.methods import create_method
 from locfast.methods.base import PREPARATION_EPOCH, Batch, Method
-from locfast.random import Keys, permute
+from locfast.random import Keys
 
 
 def train(config: TrainConfig) -> Path:
@@ -106,7 +106,7 @@ def _train(
         image_size=config.image_size,
         seed=config.seed,
     ).to(device)
-    config = resolve(config, method)
+    config = dataclasses.replace(resolve(config, method), shuffle=resume.shuffle(config, point, source))
     plan = Plan.of(
         len(source), config.batch_size or 0, config.micro_batch, world.size, world.rank, config.epochs, config.steps
     )
@@ -115,7 +115,7 @@ def _train(
     precision = pick_precision(config.precision, device)
     method.check(device, DTYPES[precision])
     loading: dict[str, Any] = {"workers": config.workers, "decoder": config.decoder}
-    loader = Loader(source, method.image_spec(), seed=config.seed, device=device, **loading)
+    loader = Loader(source, method.image_spec(), seed=config.seed, device=device, shuffle=config.shuffle, **loading)
     optimizer = build_optimizer(method, method.optim, config.lr or 0.0)
     if config.grad_checkpointing:
         method.enable_grad_checkpointing()
@@ -127,6 +127,7 @@ def _train(
     with logging_to(folder.log, console, world.first):
         _say_what_runs(config, plan, device, precision, source, held_out)
         log.info("decoder: %s", loader.decoding)
+        log.info("order: %r", loader.order)
         if point.checkpoint is None:
             _prepare(method, loader, plan, world, config.seed, precision)
         average = Average(method, config.ema) if config.ema is not None else None
@@ -171,7 +172,7 @@ def _prepare(method: Method, loader: Loader, plan: Plan, world: World, seed: int
     if not count:
         return
     log.info("looking at %d images before step 0", count)
-    chosen = permute(torch.arange(count), plan.samples, seed, PREPARATION_EPOCH)
+    _, chosen = loader.order(PREPARATION_EPOCH * plan.samples + torch.arange(count))
     share = chosen.tensor_split(world.size)[world.rank]
 
     def batches() -> Iterator[tuple[Batch, Any]]:

@@ -8,8 +8,8 @@ import tarfile
 import pytest
 
 from locfast.data.sources import TarShards, open_source
+from locfast.data.sources.shard_names import expand
 from locfast.data.sources.tar_index import cached_index_path, index_path
-from locfast.data.sources.tar_shards import expand
 from locfast.errors import UserError
 
 
@@ -115,13 +115,13 @@ def test_where_a_shards_folder_takes_no_file_the_index_goes_to_the_cache(shards,
     index_path(shard).mkdir()
     monkeypatch.setenv("LOCFAST_CACHE", str(tmp_path / "cache"))
     assert len(open_source(str(shard))) == 5
-    assert cached_index_path(shard).is_file()
-    assert cached_index_path(shard).is_relative_to(tmp_path / "cache")
+    assert cached_index_path(str(shard)).is_file()
+    assert cached_index_path(str(shard)).is_relative_to(tmp_path / "cache")
     assert len(open_source(str(shard))) == 5
 
 
 def test_many_shards_are_read_with_few_open_files(tmp_path, jpeg, write_tar, monkeypatch):
-    monkeypatch.setattr("locfast.data.sources.tar_shards.OPEN_SHARDS", 3)
+    monkeypatch.setattr("locfast.data.sources.stores.OPEN_SHARDS", 3)
     source = TarShards([write_tar(tmp_path / f"{i}.tar", {"a.jpg": jpeg(seed=i)}) for i in range(8)])
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(2):

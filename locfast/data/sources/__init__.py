@@ -7,12 +7,24 @@ from pathlib import Path
 
 from locfast.data.sources.file_list import FileList
 from locfast.data.sources.folder import ImageFolder, LabelledFolder, is_image
+from locfast.data.sources.shard_names import expand, shards_among
 from locfast.data.sources.split import hold_out, sample_name
-from locfast.data.sources.tar_shards import TarShards, expand
+from locfast.data.sources.stores import Disk, Store
+from locfast.data.sources.tar_shards import TarShards
+from locfast.data.sources.web import Web, find_urls, is_url
 from locfast.data.spec import Source
 from locfast.errors import UserError, suggest
 
-__all__ = ["FileList", "ImageFolder", "LabelledFolder", "TarShards", "hold_out", "open_source", "sample_name"]
+__all__ = [
+    "FileList",
+    "ImageFolder",
+    "LabelledFolder",
+    "TarShards",
+    "find_shards",
+    "hold_out",
+    "open_source",
+    "sample_name",
+]
 
 DEMO_SCENES = 4096
 KINDS = "an image folder, a .txt file list, .tar shards (a folder or a pattern like shard-{000..012}.tar), or demo"
@@ -22,13 +34,16 @@ def open_source(spec: str, *, seed: int = 0) -> Source:
     """The source that `spec` names.
 
     An image folder; a folder with `images/` and `annotations/` (label maps); a .txt file list; a .tar shard, a folder
-    of them, or a pattern (`shard-{000..012}.tar`, `*.tar`); `demo` or `demo:COUNT` for scenes drawn from `seed`.
+    of them, or a pattern (`shard-{000..012}.tar`, `*.tar`), also by URL (`s3://...`); `demo` or `demo:COUNT` for
+    scenes drawn from `seed`.
     Raises UserError for every mistake.
     """
     if not spec.strip():  # "" would be the current folder: most often a shell variable that is not set
         raise UserError(f"asked for the data '{spec}', found no name; --data takes {KINDS}")
     if spec == "demo" or spec.startswith("demo:"):
         return _scenes(spec, seed)
+    if is_url(spec):
+        return TarShards(find_urls(spec), spec, Web(spec))
     path = Path(os.path.expanduser(spec))
     if not path.exists() and any(c in spec for c in "{}*?["):
         return TarShards(expand(str(path)), spec)
@@ -45,6 +60,26 @@ def open_source(spec: str, *, seed: int = 0) -> Source:
     raise UserError(f"asked for the data {spec}, found a file that is neither .txt nor .tar; --data takes {KINDS}")
 
 
+def find_shards(spec: str) -> tuple[list[str], Store]:
+    """The tar shards that `spec` names as in `open_source`, and where they lie; nothing of them is read.
+
+    Raises UserError where it names none.
+    """
+    if is_url(spec):
+        return find_urls(spec), Web(spec)
+    path = Path(os.path.expanduser(spec))
+    if not path.exists() and any(c in spec for c in "{}*?["):
+        return [str(one) for one in expand(str(path))], Disk()
+    shards = [str(path / name) for name in shards_among(os.listdir(path))] if path.is_dir() else [str(path)]
+    if not path.exists() or not shards or not shards[0].endswith(".tar"):
+        found = "no such file or folder" + _near(path) if not path.exists() else "no .tar file there"
+        raise UserError(
+            f"asked for the shards {spec}, found {found}; give a shard, a folder of shards, or a pattern like "
+            "shard-{000..012}.tar"
+        )
+    return shards, Disk()
+
+
 def _folder(path: Path) -> Source:
     try:
         names = sorted(os.listdir(path))
@@ -55,8 +90,8 @@ def _folder(path: Path) -> Source:
         ) from None
     if not names:
         raise UserError(f"asked for the data {path}, found an empty folder; --data takes {KINDS}")
-    if shards := [path / name for name in names if name.endswith(".tar") and not name.startswith(".")]:
-        return TarShards(shards, str(path))
+    if shards := shards_among(names):
+        return TarShards([path / name for name in shards], str(path))
     if {"images", "annotations"} <= set(names):
         return LabelledFolder(path)
     return ImageFolder(path)

@@ -18,7 +18,8 @@ class FileList:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            with open(self.path, encoding="utf-8") as lines:
+                self.names = Names(name for line in lines if (name := line.strip()))
         except UnicodeDecodeError:
             raise UserError(
                 f"asked for the file list {path}, found a file that is not UTF-8 text; a list has one image path a line"
@@ -27,7 +28,6 @@ class FileList:
             raise UserError(
                 f"asked for the file list {path}, which cannot be read ({error.strerror}); check its permissions"
             ) from None
-        self.names = Names(line.strip() for line in lines if line.strip())
         if not len(self.names):
             raise UserError(f"asked for the file list {path}, found no line in it; write one image path a line")
         step = -(-len(self.names) // LOOKED_AT)

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 import numpy as np
+
+CHUNK = 1 << 16
+"""Names that are Python objects at a time."""
 
 
 class Names:
     """An immutable sequence of strings, one blob and their ends.
 
     A Python list of 14 million paths costs 1.5 GB, and again in every forked worker, because counting references
-    writes to the pages that fork shares. This costs the bytes of the names, once.
+    writes to the pages that fork shares. This costs the bytes of the names, once, and hardly more while it is made.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        self._blob = b"".join(encoded)
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        left, lengths = iter(names), [np.zeros(0, dtype=np.int64)]
+        self._blob = bytearray()
+        while encoded := [name.encode("utf-8", "surrogateescape") for name in islice(left, CHUNK)]:
+            self._blob += b"".join(encoded)
+            lengths.append(np.array([len(name) for name in encoded], dtype=np.int64))
+        self._ends = np.cumsum(np.concatenate(lengths))
 
     def __len__(self) -> int:
         return len(self._ends)

@@ -16,6 +16,17 @@ def sample_name(source: Source, index: int) -> str:
     return name(index) if callable(name) else f"sample {index} of {source!r}"
 
 
+def groups(source: Source) -> np.ndarray | None:
+    """Where the groups of a source (its shards) begin: ascending indices, the first one 0; None where it has none."""
+    ask = getattr(source, "groups", None)
+    return ask() if callable(ask) else None
+
+
+def _regroup(starts: np.ndarray | None, size: int) -> np.ndarray | None:
+    """Starts without those of groups that lost all of their samples."""
+    return None if starts is None else np.unique(starts[starts < size])
+
+
 class Chosen:
     """The samples `indices` of a source, in that order."""
 
@@ -30,6 +41,10 @@ class Chosen:
 
     def read(self, index: int) -> Record:
         return self.source.read(int(self.indices[index]))
+
+    def groups(self) -> np.ndarray | None:
+        starts = groups(self.source)
+        return _regroup(None if starts is None else np.searchsorted(self.indices, starts), len(self))
 
     def __repr__(self) -> str:
         return f"{len(self)} of {self.source!r}"
@@ -57,6 +72,21 @@ class Without:
 
     def read(self, index: int) -> Record:
         return self.source.read(self._index(index))
+
+    def groups(self) -> np.ndarray | None:
+        starts = groups(self.source)
+        if starts is None:
+            return None
+        # `out` of the constructor again: a start moves down by how many were left out before it
+        out = self._before + np.arange(len(self._before))
+        return _regroup(starts - np.searchsorted(out, starts), len(self))
+
+    @property
+    def can_look_ahead(self) -> bool:
+        return getattr(self.source, "can_look_ahead", False)
+
+    def will_need(self, first: int, end: int) -> None:
+        self.source.will_need(self._index(first), self._index(end - 1) + 1)  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:
         return f"{len(self)} of {self.source!r}"

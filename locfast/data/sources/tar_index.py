@@ -10,6 +10,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -35,35 +36,16 @@ def index_path(shard: Path) -> Path:
     return shard.with_name(shard.name + ".index.npz")
 
 
-def cached_index_path(shard: Path) -> Path:
-    """Where an index goes when its shard's folder cannot be written to."""
+def cached_index_path(shard: str) -> Path:
+    """Where the index of a shard (an absolute path, or a URL) goes when it cannot lie beside the shard."""
     base = os.environ.get("LOCFAST_CACHE") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "locfast"
     )
-    return Path(base) / "tar-index" / (hashlib.sha256(os.fsencode(shard.absolute())).hexdigest()[:32] + ".npz")
+    return Path(base) / "tar-index" / (hashlib.sha256(os.fsencode(shard)).hexdigest()[:32] + ".npz")
 
 
-def load_index(shard: Path) -> TarIndex:
-    """The index of `shard`, from its file where that is there and fits size and time of the shard, else made anew.
-
-    Raises UserError for a shard that is missing, unreadable, compressed or broken.
-    """
-    try:
-        status = shard.stat()
-    except OSError as error:
-        raise UserError(
-            f"asked for the shard {shard}, which cannot be opened ({error.strerror}); check the path or pattern"
-        ) from None
-    stamp = np.array([VERSION, status.st_size, status.st_mtime_ns])
-    for path in (index_path(shard), cached_index_path(shard)):
-        if (index := _read(path, stamp)) is not None:
-            return index
-    index = scan(shard)
-    _ = _write(index_path(shard), index, stamp) or _write(cached_index_path(shard), index, stamp)
-    return index
-
-
-def _read(path: Path, stamp: np.ndarray) -> TarIndex | None:
+def kept(path: Path, stamp: np.ndarray) -> TarIndex | None:
+    """The index in a file, where one is there that belongs to a shard of this stamp (version, size, time) int64."""
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             if not np.array_equal(file["stamp"], stamp):
@@ -74,7 +56,7 @@ def _read(path: Path, stamp: np.ndarray) -> TarIndex | None:
         return None
 
 
-def _write(path: Path, index: TarIndex, stamp: np.ndarray) -> bool:
+def write(path: Path, index: TarIndex, stamp: np.ndarray) -> bool:
     """Write aside and rename, so that other ranks see a whole index or none. False where that is not allowed."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,13 +75,17 @@ def _write(path: Path, index: TarIndex, stamp: np.ndarray) -> bool:
     return True
 
 
-def scan(shard: Path) -> TarIndex:
-    """Read the headers of a shard. Members of a sample share a key; a later member of the same name wins, as in tar."""
+def scan(shard: str, file: IO[bytes], size: int) -> TarIndex:
+    """Read the headers of a shard. Members of a sample share a key; a later member of the same name wins, as in tar.
+
+    `file` is the shard, open and seekable, `size` its bytes. Raises UserError for a shard that is compressed, broken or
+    cut off, OSError where the file cannot be read.
+    """
     places: dict[str, list[tuple[int, int]]] = {}
     # A single-part extension (a.jpg) goes before one of several parts (a.crop.jpg) for the place of the image.
     exact: set[str] = set()
     try:
-        with open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if not member.isreg() or os.path.basename(member.name).startswith("."):
                     continue
@@ -112,15 +98,22 @@ def scan(shard: Path) -> TarIndex:
                     exact.add(key)
                 row = places.setdefault(key, [(-1, 0)] * len(FIELDS))
                 row[FIELDS.index(kind)] = (member.offset_data, member.size)
-            _check_end(shard, tar)
-    except OSError as error:
-        raise UserError(f"asked for the shard {shard}, which cannot be read ({error}); check the disk") from None
+            end, members = tar.offset, len(tar.getmembers())
     except tarfile.TarError as error:
-        with open(shard, "rb") as file:
-            packed = file.read(6)[:2] in (b"\x1f\x8b", b"BZ", b"\xfd7", b"\x28\xb5")
+        file.seek(0)
+        packed = file.read(6)[:2] in (b"\x1f\x8b", b"BZ", b"\xfd7", b"\x28\xb5")
         why = "it is compressed, which allows no random access" if packed else f"it is no tar archive ({error})"
         do = "unpack it (gunzip) first" if packed else "make it again, or leave it out"
         raise UserError(f"asked for the shard {shard}, found a file that cannot be used: {why}; {do}") from None
+    # tarfile takes damage after the first member for the end of the archive; a whole one ends in a block of zeros
+    file.seek(end)
+    block = file.read(512)
+    if len(block) < 512 or any(block):
+        found = "the file ends too early" if len(block) < 512 else f"byte {end} starts no member"
+        raise UserError(
+            f"asked for the shard {shard}, found a broken archive: {found} ({size} bytes, {members} members read); "
+            "copy or make it again, or leave it out"
+        )
     rows = [(key, row) for key, row in places.items() if row[0][0] >= 0]
     place = np.array([row for _, row in rows], dtype=np.int64).reshape(-1, len(FIELDS), 2)
     return TarIndex(tuple(key for key, _ in rows), place)
@@ -134,17 +127,3 @@ def field_of(extension: str) -> str | None:
     if is_image("x." + extension):
         return "image"
     return {"txt": "text", "json": "regions"}.get(extension)
-
-
-def _check_end(shard: Path, tar: tarfile.TarFile) -> None:
-    """tarfile takes damage after the first member for the end of the archive; a whole one ends in a block of zeros."""
-    size = shard.stat().st_size
-    with open(shard, "rb") as file:
-        file.seek(tar.offset)
-        block = file.read(512)
-    if len(block) < 512 or any(block):
-        found = "the file ends too early" if len(block) < 512 else f"byte {tar.offset} starts no member"
-        raise UserError(
-            f"asked for the shard {shard}, found a broken archive: {found} ({size} bytes, {len(tar.getmembers())} "
-            "members read); copy or make it again, or leave it out"
-        )
