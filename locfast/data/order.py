@@ -12,7 +12,7 @@ from locfast.data.sources.ahead import Ahead, can_look_ahead
 from locfast.data.sources.split import groups
 from locfast.data.spec import Source
 from locfast.errors import UserError
-from locfast.random import permute
+from locfast.random import Keys, permute, random_words
 
 Shuffle = Literal["auto", "full", "blocks"]
 
@@ -24,6 +24,8 @@ seek, 150 MB/s) spends four fifths of its time reading, where single images woul
 BUFFER = 8192
 """Samples that are mixed with each other: parts of 128 blocks, so a batch of 1024 holds 8 of each on average. At 100 KB
 an image they are 0.8 GB, which the page cache keeps until the last of them is read."""
+CHUNK = 8192
+"""Blocks whose random words are made at a time: they stay in the cache, and torch takes one thread for them."""
 
 
 class Order:
@@ -64,7 +66,7 @@ class BlockOrder(Order):
     each buffer the samples are permuted by a permutation of its own. A source that fits a buffer is shuffled in full.
 
     `starts` are the indices at which a group begins, ascending, the first one 0. An epoch's table of blocks (16 bytes a
-    block) is made when it is first asked for: 0.2 s for ten million samples, on one core.
+    block) is made when it is first asked for: 0.4 s for ten million samples, 1.7 s for a hundred million, on one core.
     """
 
     def __init__(
@@ -115,15 +117,24 @@ class BlockOrder(Order):
                 del self._tables[next(iter(self._tables))]
             starts = torch.from_numpy(self.starts)
             lengths = torch.from_numpy(np.diff(self.starts, append=self.size))
-            chosen = permute(torch.arange(len(starts)), len(starts), self.seed, epoch, "order.block")
+            chosen = _sorted_by_chance(len(starts), self.seed, epoch)
             self._tables[epoch] = starts[chosen], lengths[chosen].cumsum(0)
         return self._tables[epoch]
 
     def __repr__(self) -> str:
         return (
-            f"every epoch permutes {len(self.starts)} blocks of {self.block} neighbours from {self.where}, then samples "
-            f"inside buffers of {self.buffer}"
+            f"every epoch permutes {len(self.starts)} blocks of {self.block} neighbours from {self.where}, then "
+            f"samples inside buffers of {self.buffer}"
         )
+
+
+def _sorted_by_chance(size: int, seed: int, epoch: int) -> Tensor:
+    """A keyed permutation of 0 .. size - 1 as a table: for all of it, sorting random words is faster than `permute`."""
+    words = []
+    for part in torch.arange(size).split(CHUNK):
+        high, low = random_words(Keys(seed, torch.full_like(part, epoch), part), "order.block", 2).unbind(1)
+        words.append((high << 31) | (low >> 1))
+    return torch.argsort(torch.cat(words), stable=True)
 
 
 def pick_shuffle(shuffle: Shuffle, source: Source) -> Literal["full", "blocks"]:

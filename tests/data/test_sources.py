@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import tracemalloc
 
 import pytest
 
@@ -143,6 +144,25 @@ def test_hold_out_refuses_to_leave_one_side_empty(folder):
     for count in (0, 3, 4):
         with pytest.raises(UserError, match="leaves none on one side"):
             hold_out(source, count=count)
+
+
+def test_names_are_the_same_however_many_come_at_a_time(monkeypatch):
+    names = [f"ä/{i}" * (i % 3) for i in range(25)]
+    for chunk in (1, 7, 25, 100):
+        monkeypatch.setattr("locfast.data.sources.names.CHUNK", chunk)
+        kept = Names(iter(names))
+        assert [kept[i] for i in range(len(kept))] == names
+    assert len(Names([])) == 0
+
+
+def test_making_names_takes_hardly_more_memory_than_keeping_them():
+    """Of 200000 names, 0.9 times as much on top, which grows no further; as a list of bytes objects it was 3.5."""
+    tracemalloc.start()
+    names = Names(f"folder/of/images/{i:013}.jpg" for i in range(200_000))
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(names) == 200_000
+    assert peak - kept < 1.5 * kept
 
 
 def test_names_survive_pickling_and_odd_bytes():

@@ -6,10 +6,18 @@ import pickle
 import tarfile
 
 import pytest
+import torch
 
+from locfast.data.loader import Loader
+from locfast.data.order import BlockOrder, arrange
+from locfast.data.reader import explain
 from locfast.data.sources import TarShards, open_source
+from locfast.data.sources.ahead import Ahead
+from locfast.data.sources.indexing import index_all, load_indexes
 from locfast.data.sources.shard_names import expand
+from locfast.data.sources.stores import Disk
 from locfast.data.sources.tar_index import cached_index_path, index_path
+from locfast.data.spec import ImageSpec, View
 from locfast.errors import UserError
 
 
@@ -177,3 +185,131 @@ def test_damage_in_the_middle_of_a_shard_is_refused(shards):
         file.seek(third)
         file.write(b"\xaa" * 512)
     assert f"byte {third} starts no member" in refused(shard)
+
+
+def test_members_far_apart_are_read_one_by_one_and_close_ones_at_once(tmp_path, jpeg, write_tar):
+    far = {"a.jpg": jpeg(seed=1), "b.jpg": b"x" * 200_000, "a.txt": b"a", "c.txt": b"c", "c.jpg": jpeg(seed=2)}
+    source = TarShards([write_tar(tmp_path / "a.tar", far)])
+    pieces, read = [], source.store.read
+    source.store.read = lambda *where: pieces.append(where) or read(*where)
+    first, last = source.read(0), source.read(2)
+    assert (first.image, first.text, last.image, last.text) == (jpeg(seed=1), "a", jpeg(seed=2), "c")
+    assert len(pieces) == 3
+
+
+def unreadable(source, index) -> str:
+    with pytest.raises(OSError) as error:
+        source.read(index)
+    return explain(error.value)
+
+
+@pytest.mark.parametrize(
+    ("member", "data", "told"),
+    [
+        ("a.json", b'[{"box": ', "regions are no JSON"),
+        ("a.txt", b"\xff\xfe", "not UTF-8"),
+        ("a.json", b"\xff", "UTF-8"),
+    ],
+)
+def test_a_broken_member_makes_its_sample_unreadable(tmp_path, jpeg, write_tar, member, data, told):
+    source = TarShards([write_tar(tmp_path / "a.tar", {"a.jpg": jpeg(), member: data, "b.jpg": jpeg()})])
+    assert told in unreadable(source, 0)
+    assert source.read(1).image == jpeg()
+
+
+def test_a_shard_that_was_removed_or_shortened_makes_its_samples_unreadable(shards):
+    _, out = shards
+    source = open_source(str(out))
+    (out / "shard-001.tar").unlink()
+    os.truncate(out / "shard-002.tar", 1024)
+    assert unreadable(source, 5) == "No such file or directory"
+    assert "ends" in unreadable(source, 14) and "bytes too early" in unreadable(source, 14)
+    assert source.read(19).image
+
+
+def test_the_loader_replaces_what_a_shard_lost_under_it(shards, caplog):
+    _, out = shards
+    source = open_source(str(out))
+    (out / "shard-001.tar").unlink()
+    os.truncate(out / "shard-002.tar", 1024)
+    view = View((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    loader = Loader(source, ImageSpec({"image": view}), seed=0, workers=1)
+    (batch,) = loader.batches([torch.arange(20)])
+    assert all(index < 5 or index >= 15 for index in batch["index"].tolist())
+    assert loader.replaced.count >= 10
+    assert "shard-001.tar/005 (No such file or directory)" in caplog.text
+    assert "shard-002.tar/014 (OSError: the shard ends" in caplog.text
+
+
+def test_a_shard_asks_the_kernel_for_the_bytes_of_a_block(shards, monkeypatch):
+    """Blocks of two samples in shards of five: each is asked for once, from its first byte to its last."""
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, size, how: asked.append((start, start + size, how)))
+    source = open_source(str(shards[1]))
+    order = BlockOrder(20, 0, source.groups(), block=2)
+    ordered = Ahead(source, order.starts)
+    assert order.starts.tolist() == [0, 2, 4, 5, 7, 9, 10, 12, 14, 15, 17, 19]
+    assert [ordered.read(i).image for i in range(20)] == [source.read(i).image for i in range(20)]
+    with tarfile.open(shards[1] / "shard-000.tar") as tar:
+        members = tar.getmembers()
+    ends = [(m.offset_data, m.offset_data + m.size) for m in members]
+    wanted = [(ends[0][0], ends[1][1]), (ends[2][0], ends[3][1]), ends[4]]
+    assert [one[:2] for one in asked[:3]] == wanted
+    assert len(asked) == 12
+    assert {one[2] for one in asked} == {os.POSIX_FADV_WILLNEED}
+
+
+def test_only_blocks_are_read_ahead(shards, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *where: asked.append(where))
+    source = open_source(str(shards[1]))
+    for shuffle, wanted in (("full", 0), ("blocks", 4)):
+        ordered, order = arrange(source, 0, shuffle)
+        for index in order(torch.arange(20))[1].tolist():
+            ordered.read(index)
+        assert len(asked) == wanted
+
+
+def test_an_empty_shard_between_others_is_no_group(tmp_path, jpeg, write_tar):
+    tars = [write_tar(tmp_path / f"{i}.tar", {"a.jpg": jpeg()} if i in (1, 3) else {}) for i in range(5)]
+    assert TarShards(tars).groups().tolist() == [0, 1]
+
+
+def test_processes_index_as_this_one_does(shards, monkeypatch):
+    _, out = shards
+    paths = [str(path) for path in sorted(out.glob("*.tar"))]
+    here = dict(index_all(paths, Disk(), workers=1))
+    for path in out.glob("*.npz"):
+        path.unlink()
+    monkeypatch.setattr("locfast.data.sources.indexing.WORTH_A_FORK", 0)
+    there = load_indexes(paths, Disk())
+    assert len(list(out.glob("*.npz"))) == 4
+    for number, index in enumerate(there):
+        assert index.keys == here[number].keys
+        assert (index.place == here[number].place).all()
+
+
+def test_one_broken_shard_does_not_keep_the_others_from_being_indexed(shards):
+    _, out = shards
+    (out / "shard-001.tar").write_bytes(b"no archive" * 100)
+    paths = [str(path) for path in sorted(out.glob("*.tar"))]
+    found = dict(index_all(paths, Disk(), workers=2))
+    assert [number for number, index in found.items() if isinstance(index, UserError)] == [1]
+    assert len(list(out.glob("*.npz"))) == 3
+
+
+def test_ranks_begin_with_different_shards(shards, monkeypatch):
+    """What one rank has indexed is not scanned again by the others."""
+    _, out = shards
+    paths = [str(path) for path in sorted(out.glob("*.tar"))]
+    scanned = []
+    make = Disk.index
+    monkeypatch.setattr(Disk, "index", lambda self, shard: scanned.append(shard) or make(self, shard))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    other = index_all(paths, Disk(), workers=1)
+    assert [next(other)[0], next(other)[0]] == [2, 3]
+    monkeypatch.setenv("RANK", "0")
+    assert [number for number, _ in index_all(paths, Disk(), workers=1)] == [2, 3, 0, 1]
+    assert [number for number, _ in other] == [0, 1]
+    assert sorted(scanned) == paths

@@ -19,12 +19,12 @@ class Names:
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        left, lengths = iter(names), [np.zeros(0, dtype=np.int64)]
+        left, lengths = iter(names), [np.zeros(0, dtype=np.int32)]
         self._blob = bytearray()
         while encoded := [name.encode("utf-8", "surrogateescape") for name in islice(left, CHUNK)]:
             self._blob += b"".join(encoded)
-            lengths.append(np.array([len(name) for name in encoded], dtype=np.int64))
-        self._ends = np.cumsum(np.concatenate(lengths))
+            lengths.append(np.array([len(name) for name in encoded], dtype=np.int32))
+        self._ends = np.cumsum(np.concatenate(lengths), dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._ends)
