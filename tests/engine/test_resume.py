@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,45 @@ def test_a_checkpoint_from_before_a_field_existed_did_what_its_default_does(imag
         file.write_text(json.dumps(state))
     train(toy_config(images, run, resume=True, **SETTINGS))
     assert losses(run) == unbroken
+
+
+@pytest.fixture(scope="module")
+def shards(images, tmp_path_factory) -> Path:
+    """The images of the folder in two shards."""
+    out, files = tmp_path_factory.mktemp("shards"), sorted(images.iterdir())
+    for shard in range(2):
+        with tarfile.open(out / f"{shard}.tar", "w") as tar:
+            for file in files[shard::2]:
+                tar.add(file, arcname=file.name)
+    return out
+
+
+def test_a_run_on_shards_takes_blocks_and_goes_on_with_them(shards, tmp_path):
+    settings = {"steps": 8, "save_every": 4}
+    run = train(toy_config(shards, tmp_path / "run", **settings))
+    whole = losses(run)
+    assert "neighbours from 2 shards" in (run / "train.log").read_text()
+    assert "shuffle: blocks" in (run / "config.yaml").read_text()
+    shutil.rmtree(run / "checkpoints/step-00000008")
+    with pytest.raises(UserError, match="shuffle was blocks, now full"):
+        train(toy_config(shards, run, resume=True, shuffle="full", **settings))
+    train(toy_config(shards, run, resume=True, **settings))
+    assert losses(run) == whole
+
+
+def test_a_checkpoint_from_before_blocks_goes_on_with_the_full_order(shards, tmp_path):
+    settings = {"steps": 8, "save_every": 4}
+    run = train(toy_config(shards, tmp_path / "run", shuffle="full", **settings))
+    whole = losses(run)
+    shutil.rmtree(run / "checkpoints/step-00000008")
+    for file in run.glob("checkpoints/step-*/state.json"):
+        state = json.loads(file.read_text())
+        del state["settings"]["shuffle"]
+        file.write_text(json.dumps(state))
+    with pytest.raises(UserError, match="shuffle was full, now blocks"):
+        train(toy_config(shards, run, resume=True, shuffle="blocks", **settings))
+    train(toy_config(shards, run, resume=True, **settings))
+    assert losses(run) == whole
 
 
 def test_resume_counts_on_unreadable_files(images, tmp_path):
