@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from locfast.data.assemble import Assembler, Batch, on_gpu
 from locfast.data.decode.choice import choose
 from locfast.data.decode.device import BatchFailed, InUse, why_not
-from locfast.data.order import Shuffle, arrange
+from locfast.data.order import Shuffle, arrange, foresee
 from locfast.data.reader import Done, Job, Reader
 from locfast.data.spec import ImageSpec, Source
 from locfast.data.watch import Watch, explain_dead_worker, timed
@@ -105,6 +105,8 @@ class Loader:
         it is a replacement}, with "label_map": {name: [B, h, w] uint8 on the device} and "records": [Record] * B
         where the spec asks for them.
         """
+        if self.workers:  # then this process reads nothing itself
+            positions = foresee(self._reader.source, self.order, positions)
         return self._run((position, *self.order(position)) for position in positions)
 
     def sequential(self, epoch: int, indices: Iterable[Tensor]) -> Iterator[Batch]:

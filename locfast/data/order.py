@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from locfast.data.sources.ahead import Ahead, can_look_ahead
+from locfast.data.sources.ahead import Ahead, can_look_ahead, in_background
 from locfast.data.sources.split import groups
 from locfast.data.spec import Source
 from locfast.errors import UserError
@@ -96,6 +97,17 @@ class BlockOrder(Order):
             index[here] = starts[block] + place[here] - torch.where(block > 0, ends[block - 1], 0)
         return epoch, index
 
+    def due(self, first: int, end: int) -> list[int]:
+        """The blocks (places in `starts`) that begin at the places first .. end - 1 of the row, over all epochs."""
+        found: list[int] = []
+        for epoch in range(first // self.size, (end - 1) // self.size + 1):
+            starts, ends = self._table(epoch)
+            begin = torch.tensor([first, end]) - epoch * self.size
+            # the block behind an end begins there; the first one of an epoch begins behind no end
+            low, high = (torch.searchsorted(ends, begin.clamp(max=self.size)) + (begin > 0)).tolist()
+            found += torch.searchsorted(torch.from_numpy(self.starts), starts[low:high]).tolist()
+        return found
+
     def _mixed(self, epoch: Tensor, place: Tensor) -> Tensor:
         """Where each place of an epoch's row of blocks is taken from: another place of the same buffer."""
         buffer = place // self.buffer
@@ -150,3 +162,24 @@ def arrange(source: Source, seed: int, shuffle: Shuffle = "auto") -> tuple[Sourc
         return source, Order(len(source), seed)
     order = BlockOrder(len(source), seed, groups(source))
     return (Ahead(source, order.starts) if can_look_ahead(source) else source), order
+
+
+def foresee(source: Source, order: Order, positions: Iterable[Tensor]) -> Iterable[Tensor]:
+    """`positions` as they are; as they are asked for, the disk is told of the blocks that are due one buffer later.
+
+    All blocks of a buffer are touched within its first hundreds of samples: fetched no sooner, they would be waited
+    for, and the disk would rest for the remainder of the buffer.
+    """
+    return (
+        _foresee(source, order, positions) if isinstance(source, Ahead) and isinstance(order, BlockOrder) else positions
+    )
+
+
+def _foresee(source: Ahead, order: BlockOrder, positions: Iterable[Tensor]) -> Iterator[Tensor]:
+    with in_background(source.fetch) as fetch:
+        for position in positions:
+            first, end = int(position[0]), int(position[-1]) + 1
+            if end - first == len(position):  # places of the stream one behind the other, as a run's are
+                for block in order.due(first + order.buffer, end + order.buffer):
+                    fetch(block)
+            yield position

@@ -1,10 +1,13 @@
 """The order of samples: computed from the position, continuous over epochs."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 
-from locfast.data.order import MAX_PROBES, BlockOrder, Order, arrange, pick_shuffle
+from locfast.data.order import MAX_PROBES, BlockOrder, Order, arrange, foresee, pick_shuffle
+from locfast.data.sources.ahead import Ahead
 from locfast.data.sources.split import groups, hold_out
 from locfast.data.spec import Record
 
@@ -131,6 +134,17 @@ def test_a_source_that_fits_a_buffer_is_shuffled_in_full():
     assert (places.diff(dim=1).abs().double().mean() / 4096 - 1 / 3).abs() < 0.01
 
 
+def test_blocks_are_due_where_their_samples_enter_the_row():
+    """Against the row itself: with buffers of one place it is what is shown."""
+    order = BlockOrder(1000, 7, SHARDS, block=16, buffer=1)
+    _, row = order(torch.arange(3000))
+    begins = {place: block for place, block in enumerate(row.tolist()) if block in set(order.starts.tolist())}
+    numbers = {start: number for number, start in enumerate(order.starts.tolist())}
+    for first, end in ((0, 1), (1, 2), (0, 3000), (990, 1010), (999, 1000), (1000, 1001), (1990, 2000), (350, 2050)):
+        wanted = [numbers[begins[place]] for place in range(first, end) if place in begins]
+        assert order.due(first, end) == wanted
+
+
 class Grouped:
     """A source of `size` samples whose groups begin at `starts`."""
 
@@ -194,6 +208,29 @@ def test_a_block_is_asked_for_once_when_its_first_sample_is_read():
     plain, _ = arrange(source, 0, "full")
     plain.read(3)
     assert len(source.ahead) == 4
+
+
+def test_blocks_are_asked_for_one_buffer_before_they_are_due():
+    source = Asked(640, [0, 320])
+    ordered = Ahead(source, (order := BlockOrder(640, 0, source.groups(), block=32, buffer=128)).starts)
+    batches = [torch.arange(first, first + 64) for first in range(64, 640, 64)]
+    assert [position.tolist() for position in foresee(ordered, order, iter(batches))] == [p.tolist() for p in batches]
+    wanted = [order.starts[block] for block in order.due(64 + 128, 640 + 128)]
+    deadline = time.monotonic() + 10
+    while len(source.ahead) < len(wanted) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [first for first, _ in source.ahead] == wanted
+    assert len(wanted) == 18
+
+
+def test_nothing_is_foreseen_in_the_full_order_or_in_places_out_of_order():
+    source = Asked(640, [0, 320])
+    positions = [torch.arange(64)]
+    ordered, order = arrange(source, 0, "full")
+    assert foresee(ordered, order, positions) is positions
+    ordered, order = arrange(source, 0)
+    assert [p.tolist() for p in foresee(ordered, order, [torch.tensor([5, 3, 9])])] == [[5, 3, 9]]
+    assert source.ahead == []
 
 
 def test_a_block_that_was_forgotten_is_asked_for_again(monkeypatch):

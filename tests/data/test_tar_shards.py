@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import tarfile
+import time
 
 import pytest
 import torch
@@ -268,6 +269,20 @@ def test_only_blocks_are_read_ahead(shards, monkeypatch):
         for index in order(torch.arange(20))[1].tolist():
             ordered.read(index)
         assert len(asked) == wanted
+
+
+def test_the_loader_has_the_next_buffer_fetched_while_workers_read_this_one(shards, monkeypatch):
+    """Asked for in this process, which reads no sample of them: eight samples in blocks of two, a buffer ahead."""
+    monkeypatch.setattr("locfast.data.order.BlockOrder.__init__.__kwdefaults__", {"block": 2, "buffer": 8})
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *where: asked.append(where))
+    view = View((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    loader = Loader(open_source(str(shards[1])), ImageSpec({"image": view}), seed=0, workers=1)
+    assert len(list(loader.batches(torch.arange(20).split(5)))) == 4
+    deadline = time.monotonic() + 10
+    while len(asked) < len(loader.order.due(8, 28)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(asked) == len(loader.order.due(8, 28)) > 10
 
 
 def test_an_empty_shard_between_others_is_no_group(tmp_path, jpeg, write_tar):

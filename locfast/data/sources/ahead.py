@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import bisect
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from queue import SimpleQueue
+from threading import Thread
 
 import numpy as np
 
@@ -42,9 +46,32 @@ class Ahead:
             self._asked[block] = None
             if len(self._asked) > REMEMBERED:
                 self._asked.popitem(last=False)
-            end = int(self.starts[block + 1]) if block + 1 < len(self.starts) else len(self)
-            self.source.will_need(int(self.starts[block]), end)  # type: ignore[attr-defined]
+            self.fetch(block)
         return self.source.read(index)
+
+    def fetch(self, block: int) -> None:
+        end = int(self.starts[block + 1]) if block + 1 < len(self.starts) else len(self)
+        self.source.will_need(int(self.starts[block]), end)  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:
         return repr(self.source)
+
+
+@contextmanager
+def in_background(work: Callable[[int], None]) -> Iterator[Callable[[int], None]]:
+    """A function that has a thread call `work`, one value after the other: a full queue of a disk blocks who asks.
+
+    What fails is passed over: the worker that reads the same samples will say so.
+    """
+    queue: SimpleQueue[int | None] = SimpleQueue()
+
+    def run() -> None:
+        while (value := queue.get()) is not None:
+            with suppress(OSError):
+                work(value)
+
+    Thread(target=run, name="read ahead", daemon=True).start()
+    try:
+        yield queue.put
+    finally:
+        queue.put(None)
