@@ -125,7 +125,7 @@ class BlockOrder(Order):
     def _table(self, epoch: int) -> tuple[Tensor, Tensor]:
         """Blocks in the order of an epoch, [blocks] int64: their first indices, and the places at which they end."""
         if epoch not in self._tables:
-            while len(self._tables) > 1:  # a batch may lie in two epochs
+            while len(self._tables) > 2:  # a batch may lie in two epochs, and blocks of a third be due
                 del self._tables[next(iter(self._tables))]
             starts = torch.from_numpy(self.starts)
             lengths = torch.from_numpy(np.diff(self.starts, append=self.size))
@@ -170,9 +170,9 @@ def foresee(source: Source, order: Order, positions: Iterable[Tensor]) -> Iterab
     All blocks of a buffer are touched within its first hundreds of samples: fetched no sooner, they would be waited
     for, and the disk would rest for the remainder of the buffer.
     """
-    return (
-        _foresee(source, order, positions) if isinstance(source, Ahead) and isinstance(order, BlockOrder) else positions
-    )
+    if isinstance(source, Ahead) and isinstance(order, BlockOrder) and order.size > order.buffer:
+        return _foresee(source, order, positions)
+    return positions  # also for a source that fits a buffer: after its first epoch the page cache has it
 
 
 def _foresee(source: Ahead, order: BlockOrder, positions: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -34,6 +34,14 @@ def test_every_shard_is_indexed_and_counted(shards, capsys, spec, workers):
     assert err.splitlines()[-1] == "3 of 3 shards"
 
 
+def test_shards_by_url_are_indexed_too(shards, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LOCFAST_CACHE", str(tmp_path / "cache"))
+    code, out, _ = told(capsys, f"file://{shards}", "--workers", "2")
+    assert code == 0
+    assert out.startswith("3 shards, 12 samples, ")
+    assert len(list((tmp_path / "cache").rglob("*.npz"))) == 3
+
+
 def test_broken_shards_are_named_and_the_others_indexed(shards, capsys):
     (shards / "s-1.tar").write_bytes(b"no archive" * 100)
     os.truncate(shards / "s-2.tar", 1500)

@@ -106,11 +106,11 @@ def test_blocks_jump_to_any_position_by_batches_of_any_size():
     assert order(torch.tensor([far]))[1].item() == around[5].item()
 
 
-def test_blocks_keep_the_tables_of_two_epochs_and_no_more():
+def test_blocks_keep_the_tables_of_three_epochs_and_no_more():
     order = BlockOrder(1000, 0, SHARDS)
     for position in range(0, 4000, 500):
         order(torch.arange(position, position + 600))
-    assert len(order._tables) == 2
+    assert len(order._tables) == 3
 
 
 def test_another_seed_gives_another_order_of_blocks():
@@ -223,13 +223,14 @@ def test_blocks_are_asked_for_one_buffer_before_they_are_due():
     assert len(wanted) == 18
 
 
-def test_nothing_is_foreseen_in_the_full_order_or_in_places_out_of_order():
+def test_nothing_is_foreseen_in_the_full_order_in_a_source_that_fits_a_buffer_or_in_places_out_of_order():
     source = Asked(640, [0, 320])
     positions = [torch.arange(64)]
-    ordered, order = arrange(source, 0, "full")
-    assert foresee(ordered, order, positions) is positions
-    ordered, order = arrange(source, 0)
-    assert [p.tolist() for p in foresee(ordered, order, [torch.tensor([5, 3, 9])])] == [[5, 3, 9]]
+    for shuffle in ("full", "blocks"):
+        assert foresee(*arrange(source, 0, shuffle), positions) is positions
+    order = BlockOrder(640, 0, source.groups(), buffer=128)
+    mixed = [torch.tensor([5, 3, 9])]
+    assert [p.tolist() for p in foresee(Ahead(source, order.starts), order, mixed)] == [[5, 3, 9]]
     assert source.ahead == []
 
 
