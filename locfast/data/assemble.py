@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -56,7 +57,13 @@ class Assembler:
         return view
 
     def _normalised(self, name: str, pixels: list[Tensor]) -> Tensor:
-        return normalise(self._moved(pixels).permute(0, 3, 1, 2).contiguous().float(), *self.constants[name])
+        if self.device.type != "cpu":
+            return normalise(self._moved(pixels).permute(0, 3, 1, 2).contiguous().float(), *self.constants[name])
+        view = torch.empty((sum(map(len, pixels)), 3, *self.spec.views[name].size))
+        # image by image, so that each pass finds what the one before it wrote in the cache
+        for image, target in zip(chain.from_iterable(pixels), view, strict=True):
+            normalise(target.copy_(image.permute(2, 0, 1)), *self.constants[name])
+        return view
 
     def _moved(self, parts: list[Tensor]) -> Tensor:
         return torch.cat([part.to(self.device, non_blocking=True) for part in parts])
