@@ -38,7 +38,10 @@ from locfast.data.spec import ImageSpec, Source, View
 
 PHOTOS = [root / "shared" / "data" / name for name in ("photos_original", "photos") for root in (ROOT, ROOT.parent)]
 """Measured where they are there: photographs as their cameras left them, and 1,000 small ones."""
-SOURCES = [f"locfast/data/{name}" for name in ("crop.py", "decode", "loader.py", "reader.py", "sources")]
+SOURCES = [
+    f"locfast/data/{name}"
+    for name in ("assemble.py", "crop.py", "decode", "loader.py", "order.py", "reader.py", "sources")
+]
 PER_SHARD = 64
 """Images in a tar shard, over and over those of the folder: so small a shard is opened often enough to count."""
 SMOKE_PHOTOS = 12

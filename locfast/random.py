@@ -10,10 +10,15 @@ import math
 import zlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from locfast.kernels.philox import philox
+from locfast.kernels.philox import MASK32, philox, rounds
+
+SMALL = 1 << 14
+"""Up to so many blocks of four words on the CPU are made by numpy, whose calls cost less than torch's: the order of a
+batch of 64 images takes 6 ms instead of 14 (2 cores)."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,20 @@ def random_words(keys: Keys, stream: str, count: int) -> Tensor:
     """`count` random 32-bit words for every sample of `keys`, on the device of `keys`: [B, count] int64."""
     blocks = -(-count // 4)
     device, batch = keys.index.device, len(keys)
+    seed = keys.seed & 0xFFFFFFFFFFFFFFFF
+    key, stream_key = (seed & 0xFFFFFFFF, seed >> 32), zlib.crc32(stream.encode())
+    if device.type == "cpu" and type(keys.index) is Tensor and batch * blocks <= SMALL:
+        words = np.empty((4, batch, blocks), dtype=np.int64)
+        words[0], words[3] = np.arange(blocks), stream_key
+        words[1], words[2] = keys.epoch.numpy()[:, None], keys.index.numpy()[:, None]
+        made = torch.from_numpy(np.stack(rounds(words & MASK32, key), axis=-1))
+        return made.reshape(batch, blocks * 4)[:, :count]
     counter = torch.empty(batch, blocks, 4, dtype=torch.int64, device=device)
     counter[..., 0] = torch.arange(blocks, device=device)
     counter[..., 1] = keys.epoch[:, None]
     counter[..., 2] = keys.index[:, None]
-    counter[..., 3] = zlib.crc32(stream.encode())
-    seed = keys.seed & 0xFFFFFFFFFFFFFFFF
-    return philox(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(batch, blocks * 4)[:, :count]
+    counter[..., 3] = stream_key
+    return philox(counter, key).reshape(batch, blocks * 4)[:, :count]
 
 
 def uniform(keys: Keys, stream: str, count: int) -> Tensor:

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
+import locfast.random
 from locfast.kernels.philox import philox
 from locfast.random import Keys, permute, randint, random_words, uniform
 
@@ -116,3 +117,11 @@ def test_where_two_samples_go_is_independent(size, other):
     counts = torch.bincount(first * size + second, minlength=size * size).view(size, size)
     assert counts.diagonal().sum() == 0
     assert chi_square_is_plausible(counts[~torch.eye(size, dtype=torch.bool)].tolist())
+
+
+def test_numpy_and_torch_make_the_same_words(monkeypatch):
+    keys = Keys(2**63 - 5, torch.tensor([0, 3, 2**32 - 1]), torch.tensor([7, 2**32 - 1, 0]))
+    small = random_words(keys, "a stream", 13)
+    monkeypatch.setattr(locfast.random, "SMALL", 0)
+    assert torch.equal(small, random_words(keys, "a stream", 13))
+    assert small.dtype == torch.int64 and small.shape == (3, 13)

@@ -1,5 +1,5 @@
 """Counter-based random numbers: a pure function of (key, counter), the same bits on CPU, CUDA and in Triton."""
 
-from .reference import philox
+from .reference import MASK32, philox, rounds
 
-__all__ = ["philox"]
+__all__ = ["MASK32", "philox", "rounds"]

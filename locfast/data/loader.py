@@ -52,9 +52,10 @@ class Loader:
     its work without waiting for it, as the training loop does, asks while the GPU still computes on the batch before.
 
     `decoder`: "cpu" decodes in the workers; "dali" and "nvjpeg" take the bytes and crops that these have read and drawn
-    and decode on the device, one batch ahead; "auto" chooses, and `decoding` says what and why. What a device decoder
-    does not take falls to the workers, counted by kind in `on_cpu`. The order, the crops and which samples can be read
-    are the same whichever decodes. Raises UserError for a decoder asked for by name that cannot run.
+    and decode on the device, one batch ahead; "auto" chooses among them. The attribute `decoder` is the one at work,
+    `decoding` says why. What a device decoder does not take falls to the workers, counted by kind in `on_cpu`. Order,
+    crops and which samples can be read are the same whichever decodes. Raises UserError for one asked for by name
+    that cannot run.
 
     `workers` 0 reads in this process, None chooses by the cores of this machine. `pin` None: pinned memory when the
     device is a GPU. `replaced` counts and names what could not be read, as far as batches were handed out. `spent` are
@@ -86,6 +87,7 @@ class Loader:
         self.replaced, self.on_cpu = Replaced(), Counter()
         self.spent = {"read": 0.0, "decode": 0.0, "transfer": 0.0}
         self._decoder, self.decoding = choose(decoder, spec, self.device)
+        self.decoder = self._decoder.name if self._decoder else "cpu"
         self._reader = Reader(ordered, spec, self.order, why_not if self._decoder else None)
         self._assemble = Assembler(spec, self.device, self.pin)
         self._in_use = InUse(self.device)
@@ -153,9 +155,7 @@ class Loader:
                 decoded = self._decoder.end() if any(part.handed_on for part in parts) else None
         except BatchFailed as error:
             count = sum(len(part.handed_on.rows) for part in parts if part.handed_on)
-            log.warning(
-                "%s refused a batch (%s): its %d images are decoded on the CPU", self._decoder.name, error, count
-            )
+            log.warning("%s refused a batch (%s): its %d images are decoded on the CPU", self.decoder, error, count)
             self.on_cpu["refused in a batch"] += count
             parts, decoded = [self._reader.again(part) for part in parts], None
         batch = self._batch(parts, decoded)

@@ -17,6 +17,7 @@ from locfast.data.decode.cpu import CpuDecoder, CpuPicture, decode_label_map
 from locfast.data.decode.device import Encoded
 from locfast.data.geometry import apply_to_label_map
 from locfast.data.order import Order
+from locfast.data.sources.fetch import Fetch
 from locfast.data.sources.split import sample_name
 from locfast.data.spec import ImageSpec, Record, Source
 from locfast.data.watch import Notes, timed
@@ -107,7 +108,7 @@ class Reader:
         self.source, self.spec, self.order, self.why_not = source, spec, order, why_not
         self.decoder = CpuDecoder()
         self.augment = {name: RandAugment(view) for name, view in spec.views.items() if view.color}
-        self.notes = Notes()
+        self.notes, self.fetch = Notes(), Fetch(source)
 
     def __getitem__(self, job: Job) -> Done:
         done = self._make(Done(job.position, job.epoch, list(job.index), job.last), job)
@@ -115,6 +116,7 @@ class Reader:
         return done
 
     def _make(self, done: Done, job: Job) -> Done:
+        self.fetch.ask(job.index)
         numbers = self._numbers(job.epoch, job.index)
         samples = []
         for i in range(len(job.index)):
@@ -173,7 +175,7 @@ class Reader:
 
     def _read(self, epoch: int, index: int, numbers: dict[str, np.ndarray]) -> _Sample:
         with self.notes.reading(index):
-            record = self.source.read(index)
+            record = self.fetch.read(index)
         with timed(self.notes.seconds, "decode"):
             return self._decoded(record, epoch, index, numbers)
 

@@ -83,7 +83,7 @@ class Trainer:
         self.parameters = [p for p in self.method.parameters() if p.requires_grad]
         self.device = self.method.device
         self.meter = Meter(self.plan, self.device, ceiling(self.device, self.precision), self.loader.spent)
-        pipeline = Pipeline(self.device.type, self.loader.workers, cores(), self.config.decoder)
+        pipeline = Pipeline(self.device.type, self.loader.workers, cores(), self.loader.decoder)
         self.waiting = Waiting(pipeline, self.world.size)
         self.unreadable = Unreadable(self.loader, self.plan.samples, self.config.max_bad)
         self.warmup = round(self.optim.warmup_epochs * self.plan.samples / self.plan.batch)

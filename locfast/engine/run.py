@@ -163,6 +163,9 @@ def _train(
             for tracker in (run.jsonl, *trackers):
                 if tracker is not None:
                     tracker.close()
+        if loader.on_cpu:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in loader.on_cpu.most_common())
+            log.info("decoded on the CPU beside %s: %s", loader.decoder, kinds)
         log.info("done: %s", folder.path)
 
 

@@ -38,7 +38,7 @@ class Pipeline:
     cores: int
     """Of the machine, for this rank."""
     decoder: str
-    """As asked for by --decoder."""
+    """The one at work."""
     decoders: tuple[str, ...] = field(default_factory=lambda: get_args(get_type_hints(TrainConfig)["decoder"]))
     """All that --decoder takes."""
 
@@ -64,7 +64,7 @@ class Pipeline:
             return f"Training and decoding share the cores, so more --workers take from training; {smaller}."
         if self.workers < self.cores - 1:
             return f"{self.workers} of {self.cores} cores decode: --workers {self.cores - 1} has nearly all do so."
-        if self.decoder in ("auto", "cpu") and self._on_gpu:
+        if self.decoder == "cpu" and self._on_gpu:
             return f"All cores decode: --decoder {' or '.join(self._on_gpu)} has the GPU do it; {smaller}."
         return f"All cores decode; {smaller}."
 

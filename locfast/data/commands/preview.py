@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from locfast.errors import UserError
 
@@ -69,7 +69,8 @@ def look(config: TrainConfig, start: int, count: int) -> Sheet:
     )
     spec = dataclasses.replace(method.image_spec(), records=True)  # for the names
     device = pick_device(config.device)  # of the loader: some decoders work there
-    loader = Loader(source, spec, seed=config.seed, workers=0, device=device, decoder=config.decoder)
+    loading: dict[str, Any] = {"decoder": config.decoder, "shuffle": config.shuffle}
+    loader = Loader(source, spec, seed=config.seed, workers=0, device=device, **loading)
     batch = next(loader.batches([torch.arange(start, start + count)]))
     batch = {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
     batch["views"] = {name: view.cpu() for name, view in batch["views"].items()}

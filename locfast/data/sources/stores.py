@@ -20,6 +20,8 @@ class Store(Protocol):
     """Random access to shards by name. Works in a forked process too, and survives pickling."""
 
     can_look_ahead: bool
+    is_waited_for: bool
+    """Whether a read waits for a server, so that many at once take no longer than one."""
 
     def look(self, shard: str) -> tuple[int, TarIndex | None]:
         """Size in bytes, and the index that was kept for the shard as it is now. UserError for a missing shard."""
@@ -42,6 +44,7 @@ class Disk:
     """Files. Reads name their own place (pread), so sharing a handle after a fork does no harm."""
 
     can_look_ahead = hasattr(os, "posix_fadvise")
+    is_waited_for = False
 
     def __init__(self) -> None:
         self._open: OrderedDict[str, int] = OrderedDict()

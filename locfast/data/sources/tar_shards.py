@@ -59,6 +59,10 @@ class TarShards:
     def can_look_ahead(self) -> bool:
         return self.store.can_look_ahead
 
+    @property
+    def is_waited_for(self) -> bool:
+        return self.store.is_waited_for
+
     def will_need(self, first: int, end: int) -> None:
         """Have the disk read samples first .. end - 1, all of one shard, while this process does something else."""
         # members of a sample lie together, so the last sample's end is that of the bytes

@@ -75,12 +75,13 @@ def filesystem(url: str) -> Any:
 
 
 class Web:
-    """Shards by URL, one request a sample. Indexes are kept in the cache folder of this machine.
+    """Shards by URL, one request a sample, those of a job at once. Indexes are kept in this machine's cache folder.
 
     fsspec's filesystems hold a thread and connections, which a fork does not bring along: every process makes its own.
     """
 
     can_look_ahead = False
+    is_waited_for = True
 
     def __init__(self, url: str) -> None:
         self.url, self._fs, self._pid = url, filesystem(url), os.getpid()
