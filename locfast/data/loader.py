@@ -133,14 +133,18 @@ class Loader:
 
     def _one_ahead(self, all_parts: Iterator[list[Done]]) -> Iterator[Batch]:
         """Batches of a device decoder, which works on the next one while the caller has this one."""
+        assert self._decoder is not None
         begun: list[Done] | None = None
-        for parts in all_parts:
-            self._begin(parts)
+        try:
+            for parts in all_parts:
+                self._begin(parts)
+                if begun:
+                    yield self._end(begun)
+                begun = parts
             if begun:
                 yield self._end(begun)
-            begun = parts
-        if begun:
-            yield self._end(begun)
+        finally:  # a caller that stops early leaves a batch under way, which the next iteration would find
+            self._decoder.forget()
 
     def _begin(self, parts: list[Done]) -> None:
         assert self._decoder is not None

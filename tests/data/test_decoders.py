@@ -245,6 +245,21 @@ def test_a_batch_that_the_decoder_refuses_is_decoded_by_the_cpu(folder, caplog):
     assert "dali refused a batch" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["dali", "nvjpeg"])
+def test_a_batch_that_was_given_up_does_not_come_in_the_next_iteration(folder, monkeypatch, name):
+    pytest.importorskip("nvidia.dali")
+    monkeypatch.setitem(choice.MAKERS, "nvjpeg", TorchvisionDecoder)
+    spec, source = ImageSpec({"image": POLICIES["center"]}), open_source(str(folder(12)))
+    loader = Loader(source, spec, seed=1, workers=0, decoder=name)
+    first = loader.batches(torch.arange(12).split(2))
+    next(first)
+    first.close()  # the second batch is under way
+    [again] = loader.batches([torch.arange(8, 12)])
+    [expected] = Loader(source, spec, seed=1, workers=0).batches([torch.arange(8, 12)])
+    assert torch.equal(again["index"], expected["index"])
+    assert (levels(again["views"]["image"]) - levels(expected["views"]["image"])).abs().mean() < 0.35
+
+
 def test_a_view_that_fits_leaves_dali_without_a_copy(jpeg):
     pytest.importorskip("nvidia.dali")
     spec = ImageSpec({"image": POLICIES["squash"]})

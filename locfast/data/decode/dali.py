@@ -66,6 +66,11 @@ class DaliDecoder:
             views[name] = fill(view, [image.plans[name] for image in images])
         return views
 
+    def forget(self) -> None:
+        if self.begun:
+            self.begun.clear()
+            self.pipeline = None  # it would hand them out first; the next batch builds another
+
     def _build(self, largest: int) -> None:
         """A new pipeline for batches of up to `largest`; what is under way begins again in it."""
         self.largest = largest

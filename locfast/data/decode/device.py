@@ -51,6 +51,10 @@ class DeviceDecoder(Protocol):
         torch's current stream. Raises BatchFailed; the batches that began after it stay under way."""
         ...
 
+    def forget(self) -> None:
+        """Give up all batches under way: nobody will ask for their end."""
+        ...
+
 
 def why_not(picture: CpuPicture) -> str:
     """Why an image is decoded by the worker that read it, and not on the device: its kind; "" where it is not.

@@ -26,7 +26,7 @@ class NvjpegDecoder:
         self.decoder = TorchvisionDecoder(spec, device)
         if decode_jpeg is None or not hasattr(torch.ops.image, "decode_jpegs_cuda"):
             raise Unavailable("this torchvision has no nvJPEG; install DALI, or a torchvision for CUDA below 0.30")
-        self.begin, self.end = self.decoder.begin, self.decoder.end
+        self.begin, self.end, self.forget = self.decoder.begin, self.decoder.end, self.decoder.forget
 
 
 class TorchvisionDecoder:
@@ -50,6 +50,9 @@ class TorchvisionDecoder:
         if isinstance(views, BatchFailed):
             raise views
         return views
+
+    def forget(self) -> None:
+        self.begun.clear()
 
     def _views(self, images: Sequence[Encoded]) -> dict[str, Tensor]:
         decoded = decode([image.data for image in images], self.device)
