@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -59,7 +60,7 @@ class DaliDecoder:
             outputs = self.pipeline.outputs()
         except Exception as error:  # DALI's own types, by what failed inside of it
             self._build(self.largest)  # a pipeline that failed stays broken
-            raise BatchFailed(_last_line(error)) from None
+            raise BatchFailed(_what(error)) from None
         views = {}
         for name, output in zip(self.spec.views, outputs, strict=True):
             view = torch.from_dlpack(output.as_tensor())
@@ -172,8 +173,7 @@ def _define(spec: ImageSpec, **options: Any) -> Any:
     return views()
 
 
-def _last_line(error: Exception) -> str:
+def _what(error: Exception) -> str:
     """What an error of DALI says, without the trace of its operators."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "rror" in line and "in pipeline" not in line and "operator" not in line]
-    return (told or lines or [type(error).__name__])[-1][:200]
+    told = re.split("C\\+\\+ context|Stacktrace|Current pipeline", str(error).rpartition("encountered:")[2])[0]
+    return " ".join(told.split())[:200] or type(error).__name__

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from locfast.data.crop import Plan
-from locfast.data.decode.cpu import CpuPicture
-from locfast.data.decode.jpeg import is_whole
+from locfast.data.decode.cpu import ORIENTATIONS, CpuPicture
+from locfast.data.decode.jpeg import is_whole, plain_orientation
 from locfast.data.spec import ImageSpec
 
 FILTERS = ("bilinear", "bicubic", "lanczos", "random")
@@ -67,7 +67,12 @@ def why_not(picture: CpuPicture) -> str:
         return f"{picture.image.mode} JPEG"
     if picture.image.info.get("adobe_transform") == 0:  # RGB inside: not every GPU decoder looks at that mark
         return "JPEG of RGB components"
-    return "" if is_whole(picture.data) else "damaged JPEG"
+    if not is_whole(picture.data):
+        return "damaged JPEG"
+    # DALI turns images by its own reading of EXIF; PIL also knows XMP, which would have the view cut out elsewhere
+    orientation = plain_orientation(picture.data)
+    agreed = orientation is not None and ORIENTATIONS.get(orientation, ORIENTATIONS[1]) == picture.turn
+    return "" if agreed else "JPEG with an unusual mark of its orientation"
 
 
 def check_spec(spec: ImageSpec) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 
 import numpy as np
@@ -14,6 +15,7 @@ except ImportError:  # torchvision 0.29 says that it will give decoding up
     decode_jpeg = None
 
 _START, _END, _SCAN = 0xD8, 0xD9, 0xDA
+_APP1, _ORIENTATION, _SHORT = 0xE1, 0x0112, 3
 _ALONE = (0x01, *range(0xD0, 0xD8))
 """Markers without a length: TEM and RST0 to RST7. The latter lie inside scans."""
 
@@ -52,6 +54,37 @@ def is_whole(data: bytes) -> bool:
                     return False
                 place = int(markers[following])
     return False
+
+
+def plain_orientation(data: bytes) -> int | None:
+    """EXIF orientation of a whole JPEG where nobody can read it otherwise: 1 without one; None where readers differ.
+
+    They differ over several EXIF blocks, a broken one, and a number that is not one of 16 bits.
+    """
+    found: list[bytes] = []
+    place = 2
+    while data[place + 1] != _SCAN:
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if data[place + 1] == _APP1 and data[place + 4 : place + 10] == b"Exif\0\0":
+            found.append(data[place + 10 : end])
+        if data[place + 1] in (0xFF, *_ALONE):
+            return None
+        place = end
+    if len(found) != 1:
+        return None if found else 1
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(found[0][:4])
+    if order is None:
+        return None
+    try:
+        (start,) = struct.unpack_from(f"{order}I", found[0], 4)
+        (count,) = struct.unpack_from(f"{order}H", found[0], start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, number, value = struct.unpack_from(f"{order}HHIH", found[0], entry)
+            if tag == _ORIENTATION:
+                return value if (kind, number) == (_SHORT, 1) else None
+    except struct.error:
+        return None
+    return 1
 
 
 def decode(files: list[Tensor], device: torch.device) -> list[Tensor]:
