@@ -137,10 +137,12 @@ class Loader:
         begun: list[Done] | None = None
         try:
             for parts in all_parts:
+                # ended first: a batch waits for all that its stream was given, so not for the next one's decoding
+                batch = self._end(begun) if begun else None
                 self._begin(parts)
-                if begun:
-                    yield self._end(begun)
                 begun = parts
+                if batch is not None:
+                    yield batch
             if begun:
                 yield self._end(begun)
         finally:  # a caller that stops early leaves a batch under way, which the next iteration would find

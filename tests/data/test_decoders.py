@@ -293,6 +293,26 @@ def test_a_batch_that_was_given_up_does_not_come_in_the_next_iteration(folder, m
     assert (levels(again["views"]["image"]) - levels(expected["views"]["image"])).abs().mean() < 0.35
 
 
+def test_a_batch_is_ended_before_the_next_one_begins_and_handed_out_after(folder, monkeypatch):
+    """Both are queued on one stream, for all of which the caller's stream waits when a batch is assembled."""
+    calls: list[str] = []
+
+    class Told(TorchvisionDecoder):
+        def begin(self, images):
+            calls.append("begin")
+            super().begin(images)
+
+        def end(self):
+            calls.append("end")
+            return super().end()
+
+    monkeypatch.setitem(choice.MAKERS, "nvjpeg", Told)
+    spec, source = ImageSpec({"image": POLICIES["center"]}), open_source(str(folder(6)))
+    for _ in Loader(source, spec, seed=1, workers=0, decoder="nvjpeg").batches(torch.arange(6).split(2)):
+        calls.append("handed out")
+    assert calls == ["begin", *["end", "begin", "handed out"] * 2, "end", "handed out"]
+
+
 def test_a_view_that_fits_leaves_dali_without_a_copy(jpeg):
     pytest.importorskip("nvidia.dali")
     spec = ImageSpec({"image": POLICIES["squash"]})
