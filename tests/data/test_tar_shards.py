@@ -328,3 +328,11 @@ def test_ranks_begin_with_different_shards(shards, monkeypatch):
     assert [number for number, _ in index_all(paths, Disk(), workers=1)] == [2, 3, 0, 1]
     assert [number for number, _ in other] == [0, 1]
     assert sorted(scanned) == paths
+
+
+def test_a_size_that_no_offset_holds_is_a_broken_shard(tmp_path):
+    member = tarfile.TarInfo("0.jpg")
+    member.size = 2**70
+    (tmp_path / "broken.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
+    with pytest.raises(UserError, match=r"broken\.tar.*cannot be used"):
+        TarShards([tmp_path / "broken.tar"])

@@ -99,7 +99,7 @@ def scan(shard: str, file: IO[bytes], size: int) -> TarIndex:
                 row = places.setdefault(key, [(-1, 0)] * len(FIELDS))
                 row[FIELDS.index(kind)] = (member.offset_data, member.size)
             end, members = tar.offset, len(tar.getmembers())
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # the latter of a size that no offset can hold
         file.seek(0)
         packed = file.read(6)[:2] in (b"\x1f\x8b", b"BZ", b"\xfd7", b"\x28\xb5")
         why = "it is compressed, which allows no random access" if packed else f"it is no tar archive ({error})"
