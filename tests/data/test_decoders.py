@@ -200,6 +200,43 @@ def test_a_decoder_that_lies_beside_its_place_does_not(name):
     assert "levels off the CPU's" in check.difference(decoder, spec)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["dali", "nvjpeg"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_gpu_agrees_with_the_cpu_on_photographs(shared, name, policy):
+    """By the limit that auto has: what a GPU makes of the JPEG itself, of its chroma above all, comes on top."""
+    if name == "dali":
+        pytest.importorskip("nvidia.dali")
+    spec = ImageSpec({"image": POLICIES[policy]})
+    images, expected = planned(spec, photographs(shared, 12))
+    decoder = choice.MAKERS[name](spec, torch.device("cuda"))
+    decoder.begin(images)
+    off = (levels(decoder.end()["image"].cpu()) - expected["image"]).abs().mean((1, 2, 3))
+    assert off.mean() < check.LIMIT
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["dali", "nvjpeg"])
+def test_batches_decoded_on_a_gpu_stay_as_they_are_while_the_next_ones_come(mixed, name):
+    """Held until all have come, and read by a kernel that is queued behind long work: memory must not be used again."""
+    if name == "dali":
+        pytest.importorskip("nvidia.dali")
+    spec = ImageSpec({"image": View((224, 224), HALF, HALF, crop="random_resized", flip=True)})
+    stream = [torch.arange(start, start + 13) for start in range(0, 13 * 8, 13)]
+    on_cpu, on_gpu = (
+        Loader(open_source(str(mixed)), spec, seed=1, workers=1, decoder=decoder, device=device)
+        for decoder, device in (("cpu", "cpu"), (name, "cuda"))
+    )
+    busy, sums = torch.randn(4096, 4096, device="cuda"), []
+    for batch in on_gpu.batches(stream):
+        for _ in range(20):
+            busy = (busy @ busy).clamp_(-1, 1)
+        sums.append((batch["index"], batch["views"]["image"].double().mean((1, 2, 3)) + 0 * busy[0, 0]))
+    for (index, mean), batch in zip(sums, on_cpu.batches(stream), strict=True):
+        assert torch.equal(index.cpu(), batch["index"])
+        assert (mean.cpu() - batch["views"]["image"].double().mean((1, 2, 3))).abs().max() < 0.02
+
+
 @pytest.fixture
 def mixed(tmp_path, picture, encode, jpeg) -> Path:
     """A folder of what turns up: most are plain JPEGs, some no GPU decoder reads, some nothing reads."""
