@@ -1,4 +1,4 @@
-"""Are a decoder's pixels right? All are held to those of locfast's PIL decoder, on equal boxes of equal images."""
+"""Are a decoder's pixels right? All are held to those of locfast's CPU decoder, on equal boxes of equal images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ a filter, as some decoders do, gives 1.5; no antialiasing gives 2.05, and a crop
 
 
 class Pixels:
-    """What the PIL decoder makes of the first images of a run: what all others must find."""
+    """What the CPU decoder makes of the first images of a run: what all others must find."""
 
     def __init__(self, source: Source, size: int) -> None:
         view = View((size, size), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "random_resized")  # no flip: a box says it all

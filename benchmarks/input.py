@@ -3,7 +3,7 @@
 Everybody does the same work: a random resized crop (bicubic), a flip, normalised fp32 on the device, batches of one
 size from the same number of workers. Rounds go through all ways and all sets of photographs in turn, so that what else
 the machine does hits all alike, and every round starts its workers anew. Files lie in memory after the first round: no
-disk is measured. Before it is timed, every decoder's pixels are held to those of locfast's PIL decoder.
+disk is measured. Before it is timed, every decoder's pixels are held to those of locfast's CPU decoder.
 """
 
 from __future__ import annotations

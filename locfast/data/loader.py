@@ -90,7 +90,7 @@ class Loader:
         self.decoder = self._decoder.name if self._decoder else "cpu"
         self._reader = Reader(ordered, spec, self.order, why_not if self._decoder else None)
         self._assemble = Assembler(spec, self.device, self.pin)
-        self._in_use = InUse(self.device)
+        self._in_use, self._iterating = InUse(self.device), False
         self._stream: torch.cuda.Stream | None = None
         if self.device.type == "cuda":
             self._stream = torch.cuda.Stream(self.device)
@@ -134,7 +134,12 @@ class Loader:
     def _one_ahead(self, all_parts: Iterator[list[Done]]) -> Iterator[Batch]:
         """Batches of a device decoder, which works on the next one while the caller has this one."""
         assert self._decoder is not None
+        if self._iterating:
+            raise RuntimeError(
+                f"a Loader that decodes with {self.decoder} iterates once at a time: close the other first"
+            )
         begun: list[Done] | None = None
+        self._iterating = True
         try:
             for parts in all_parts:
                 # ended first: a batch waits for all that its stream was given, so not for the next one's decoding
@@ -147,6 +152,7 @@ class Loader:
                 yield self._end(begun)
         finally:  # a caller that stops early leaves a batch under way, which the next iteration would find
             self._decoder.forget()
+            self._iterating = False
 
     def _begin(self, parts: list[Done]) -> None:
         assert self._decoder is not None
@@ -160,13 +166,30 @@ class Loader:
             with timed(self.spent, "transfer"), torch.cuda.stream(self._stream) if self._stream else nullcontext():
                 decoded = self._decoder.end() if any(part.handed_on for part in parts) else None
         except BatchFailed as error:
-            count = sum(len(part.handed_on.rows) for part in parts if part.handed_on)
-            log.warning("%s refused a batch (%s): its %d images are decoded on the CPU", self.decoder, error, count)
-            self.on_cpu["refused in a batch"] += count
-            parts, decoded = [self._reader.again(part) for part in parts], None
+            log.warning("%s refused a batch (%s): the CPU decodes what it does not take alone", self.decoder, error)
+            parts, decoded = self._without_refused(parts)
         batch = self._batch(parts, decoded)
         self._in_use.hand_out(decoded)
         return batch
+
+    def _without_refused(self, parts: list[Done]) -> tuple[list[Done], dict[str, Tensor] | None]:
+        """A batch that was refused, again: with those images decoded on the CPU that the device does not take alone."""
+        assert self._decoder is not None
+        refused: set[int] = set()
+        for part in parts:
+            for row, image in zip(part.handed_on.rows, part.handed_on.images(), strict=True) if part.handed_on else ():
+                try:
+                    self._decoder.begin([image])
+                    self._decoder.end()
+                except BatchFailed:
+                    refused.add(part.index[row])
+        try:
+            redone = [self._reader.again(part, refused) for part in parts]
+            self._begin(redone)
+            return redone, self._decoder.end() if any(part.handed_on for part in redone) else None
+        except BatchFailed:  # each alone, but not together
+            everything = {index for part in parts for index in part.index}
+            return [self._reader.again(part, everything) for part in parts], None
 
     def _parts(self, samples: Iterator[tuple[Tensor, Tensor, Tensor]]) -> Generator[list[Done]]:
         """What the workers made, put together by batches."""

@@ -20,7 +20,8 @@ Shuffle = Literal["auto", "full", "blocks"]
 MAX_PROBES = 100
 """How many replacements of one unreadable sample are tried before the run stops."""
 BLOCK = 64
-"""Neighbouring samples that stay together until the buffer. At 100 KB an image that is 6 MB: a spinning disk (10 ms a
+"""Like BUFFER, a part of the order itself: with another number, runs on shards would not go on as they began.
+Neighbouring samples that stay together until the buffer. At 100 KB an image that is 6 MB: a spinning disk (10 ms a
 seek, 150 MB/s) spends four fifths of its time reading, where single images would leave it at 6 %."""
 BUFFER = 8192
 """Samples that are mixed with each other: parts of 128 blocks, so a batch of 1024 holds 8 of each on average. At 100 KB

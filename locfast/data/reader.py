@@ -23,6 +23,8 @@ from locfast.data.spec import ImageSpec, Record, Source
 from locfast.data.watch import Notes, timed
 from locfast.random import Keys, random_words
 
+REFUSED = "JPEG that the decoder refused"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -109,6 +111,7 @@ class Reader:
         self.decoder = CpuDecoder()
         self.augment = {name: RandAugment(view) for name, view in spec.views.items() if view.color}
         self.notes, self.fetch = Notes(), Fetch(source)
+        self.refused: set[int] = set()
 
     def __getitem__(self, job: Job) -> Done:
         done = self._make(Done(job.position, job.epoch, list(job.index), job.last), job)
@@ -139,10 +142,12 @@ class Reader:
             done.records = [sample.record for sample in samples]
         return done
 
-    def again(self, done: Done) -> Done:
-        """The same samples, all decoded here: for what a device decoder could not make of them."""
-        here = Reader(self.source, self.spec, self.order)[Job(done.position, done.epoch, done.index, done.last)]
-        return replace(here, unreadable=[*done.unreadable, *here.unreadable], kept=done.kept)
+    def again(self, done: Done, refused: set[int]) -> Done:
+        """The same job, with the samples of the indices `refused` decoded here: no device decoder can."""
+        reader = Reader(self.source, self.spec, self.order, self.why_not)
+        reader.refused = refused
+        again = reader[Job(done.position, done.epoch, done.index, done.last)]
+        return replace(again, unreadable=[*done.unreadable, *again.unreadable], seconds=done.seconds)
 
     def _numbers(self, epochs: list[int], indices: list[int]) -> dict[str, np.ndarray]:
         keys = Keys(self.order.seed, torch.tensor(epochs), torch.tensor(indices))
@@ -182,7 +187,7 @@ class Reader:
     def _decoded(self, record: Record, epoch: int, index: int, numbers: dict[str, np.ndarray]) -> _Sample:
         picture = self.decoder.open(record.image)
         plans = {name: plan(view, picture.size, numbers[name].tolist()) for name, view in self.spec.views.items()}
-        kept = self.why_not(picture) if self.why_not else ""
+        kept = REFUSED if index in self.refused else self.why_not(picture) if self.why_not else ""
         here = bool(kept) or not self.why_not
         pixels = self._pixels(picture, plans, epoch, index) if here else {}
         label_map = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import multiprocessing
 import os
@@ -19,6 +18,7 @@ from weakref import WeakSet
 import numpy as np
 import torch.utils.data
 
+from locfast.data.orphan import end_with_the_parent
 from locfast.data.sources.split import sample_name
 from locfast.data.spec import Source
 from locfast.errors import UserError
@@ -27,7 +27,6 @@ GRACE = 0.25
 """Seconds that a worker has to end by itself. It may be in the middle of a job of large images, or of a read from a
 disk that does not answer, and has nothing to tidy up."""
 _PROCESS, _INDEX, _BUSY = range(3)
-_PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
@@ -76,22 +75,11 @@ class Watch:
     def begin(self, worker: int) -> None:
         """The first thing that a worker process does (`worker_init_fn`)."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's affair
-        self._end_with_the_parent()
+        if self.by_main_thread:
+            end_with_the_parent(self.parent)
         row = self.rows[worker]
         row[_PROCESS] = os.getpid()
         torch.utils.data.get_worker_info().dataset.notes.row = row  # type: ignore[union-attr]  # a Reader
-
-    def _end_with_the_parent(self) -> None:
-        """Have the kernel kill this process when its parent is gone, busy or not.
-
-        The kernel means the *thread* that forked, so this is for forks of the main thread. Elsewhere torch's own
-        watchdog remains: an idle worker looks every five seconds whether its parent is there, a busy one after its job.
-        """
-        if sys.platform != "linux" or not self.by_main_thread:
-            return
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != self.parent:  # it was gone before the kernel knew
-            os._exit(1)
 
     @contextmanager
     def ending(self) -> Iterator[None]:
@@ -141,6 +129,8 @@ def explain_dead_worker(error: Exception) -> UserError | None:
             error = death
     multiprocessing.active_children()  # reaps the dead one; torch would raise again at the end of every other worker
     told = f"{error} {error.__cause__ or ''}"  # torch's own search for dead workers hides what its signal handler said
+    if lost and not _dead():  # an error of the caller's own, in what it yields positions from
+        return None
     listed = re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", told)
     processes = [int(process) for process in listed[1].split(",")] if listed else _dead()
     places = [place for process in processes for watch in list(Watch.live) if (place := watch.file(process))]

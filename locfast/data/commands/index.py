@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     for number in sorted(broken):
         print(f"broken: {broken[number]}")
     if broken:
-        print(f"{len(broken)} of {len(shards)} shards cannot be used; the others are indexed")
+        others = "; the others are indexed" if len(broken) < len(shards) else ""
+        print(f"{len(broken)} of {len(shards)} shards cannot be used{others}")
     return 2 if broken else 0
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -18,6 +15,7 @@ from PIL import ExifTags, Image
 
 from locfast.data.crop import Plan
 from locfast.data.decode.cpu import CpuDecoder, decode_label_map
+from locfast.data.orphan import pool
 from locfast.data.reader import explain
 from locfast.data.sources import sample_name
 from locfast.data.spec import Source
@@ -84,17 +82,14 @@ def looks(source: Source, count: int, workers: int) -> Iterator[Look]:
     if not workers:
         yield from (look(source, index) for index in indices)
         return
-    # Forked, as the loader's workers are: they share the source's index instead of copying it.
-    pool = ProcessPoolExecutor(workers, get_context("fork"), initializer=_remember, initargs=(source,))
     try:
-        yield from pool.map(_look, indices, chunksize=CHUNK)
+        with pool(workers, _remember, source) as helpers:
+            yield from helpers.map(_look, indices, chunksize=CHUNK)
     except BrokenProcessPool:
         raise UserError(
             "a decoding process died; most often the machine ran out of memory: try fewer --workers, or --workers 0, "
             "which shows the file it happens at"
         ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 _source: Source
@@ -103,7 +98,6 @@ _source: Source
 def _remember(source: Source) -> None:
     global _source
     _source = source
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to tell
 
 
 def _look(index: int) -> Look:

@@ -21,7 +21,7 @@ LIMIT = 1.5
 and 9.5 in photographs."""
 
 
-def test_images() -> list[bytes]:
+def trial_images() -> list[bytes]:
     """Smooth noise as a JPEG of each kind that device decoders are given: turned, grey, progressive, 4:4:4."""
     knots = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     image = Image.fromarray(knots).resize((288, 224), Image.Resampling.BICUBIC)
@@ -43,8 +43,8 @@ def test_images() -> list[bytes]:
 
 
 def difference(decoder: DeviceDecoder, spec: ImageSpec) -> str | None:
-    """How the decoder's views of the test images differ from the CPU decoder's; None where they agree."""
-    images, expected, files = [], [], test_images()
+    """How the decoder's views of the trial images differ from the CPU decoder's; None where they agree."""
+    images, expected, files = [], [], trial_images()
     keys = Keys(0, torch.zeros(len(files), dtype=torch.int64), torch.arange(len(files)))
     numbers = {name: draw_numbers(view, name, keys).tolist() for name, view in spec.views.items()}
     for i, data in enumerate(files):
@@ -60,6 +60,6 @@ def difference(decoder: DeviceDecoder, spec: ImageSpec) -> str | None:
         wanted = normalise(pixels.permute(0, 3, 1, 2).float(), *on_cpu[name])
         levels = ((views[name].cpu() - wanted) * on_cpu[name][2] * 255).abs().mean((1, 2, 3))
         if not bool((levels <= LIMIT).all()):
-            return f"view {name} of test image {int(levels.argmax())} is {levels.max():.1f} levels off the CPU's"
+            return f"view {name} of trial image {int(levels.argmax())} is {levels.max():.1f} levels off the CPU's"
 
     return None

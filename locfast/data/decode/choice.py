@@ -8,7 +8,7 @@ import torch
 
 from locfast.data.decode.check import difference
 from locfast.data.decode.dali import DaliDecoder
-from locfast.data.decode.device import DeviceDecoder, Unavailable
+from locfast.data.decode.device import BatchFailed, DeviceDecoder, Unavailable
 from locfast.data.decode.nvjpeg import NvjpegDecoder
 from locfast.data.spec import ImageSpec
 from locfast.errors import UserError, suggest
@@ -22,7 +22,8 @@ def choose(name: str, spec: ImageSpec, device: torch.device) -> tuple[DeviceDeco
     """The decoder called `name` (`--decoder`), None for the CPU decoder in the workers; and what it is and why.
 
     auto: on a GPU the first of DALI and nvJPEG that is there and gives the CPU decoder's pixels of a few test images;
-    the CPU decoder where there is none, and without a GPU. Raises UserError for one asked for by name that cannot run.
+    the CPU decoder where there is none, and without a GPU. Raises UserError for one asked for by name that cannot run
+    or decodes no test image; one that decodes them otherwise than the CPU is taken, and the line says so.
     """
     if name not in NAMES:
         raise UserError(f"asked for --decoder {name}, found {', '.join(NAMES)}{suggest(name, NAMES)}")
@@ -30,9 +31,10 @@ def choose(name: str, spec: ImageSpec, device: torch.device) -> tuple[DeviceDeco
         return None, "cpu, as asked for"
     if name in MAKERS:
         try:
-            return MAKERS[name](spec, device), f"{name}, as asked for"
-        except Unavailable as error:
-            raise UserError(f"asked for --decoder {name}, which cannot run here: {error}") from None
+            off = difference(MAKERS[name](spec, device), spec)
+        except Exception as error:  # a driver too old, a GPU that is full, ...: before the run writes anything
+            raise UserError(f"asked for --decoder {name}, which cannot run here: {_told(error)}") from None
+        return MAKERS[name](spec, device), f"{name}, as asked for" + (f", although {off}" if off else "")
     if device.type != "cuda":
         return None, "cpu (there is no GPU to decode on)"
     passed_over: list[str] = []
@@ -50,7 +52,9 @@ def _fault(
     """Why a decoder is not to be taken, or None."""
     try:
         return difference(make(spec, device), spec)
-    except Unavailable as error:
-        return str(error)
     except Exception as error:  # a decoder that nobody asked for must not end a run
-        return f"{type(error).__name__}: {error}"
+        return _told(error)
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, (Unavailable, BatchFailed)) else f"{type(error).__name__}: {error}"

@@ -50,14 +50,17 @@ class DaliDecoder:
 
     def begin(self, images: Sequence[Encoded]) -> None:
         if self.pipeline is None or len(images) > self.largest:
-            self._build(len(images))
+            # rounded up, for the number of images that are handed on differs from batch to batch
+            self._build(1 << (len(images) - 1).bit_length())
         self.begun.append(list(images))
         self._feed(self.begun[-1])
 
     def end(self) -> dict[str, Tensor]:
         images = self.begun.popleft()
+        # on a GPU, memory of these goes back to DALI in the order of this stream: behind the gather of `fill`
+        stream = {"cuda_stream": torch.cuda.current_stream(self.device)} if self.device.type == "cuda" else {}
         try:
-            outputs = self.pipeline.outputs()
+            outputs = self.pipeline.outputs(**stream)
         except Exception as error:  # DALI's own types, by what failed inside of it
             self._build(self.largest)  # a pipeline that failed stays broken
             raise BatchFailed(_what(error)) from None
@@ -80,7 +83,7 @@ class DaliDecoder:
             self.spec,
             batch_size=self.largest,
             num_threads=max(1, min(THREADS, len(os.sched_getaffinity(0)))),
-            device_id=None if self.device.type == "cpu" else self.device.index or 0,
+            device_id=_number(self.device),
             exec_dynamic=True,
             prefetch_queue_depth=1,
         )
@@ -110,6 +113,13 @@ class DaliDecoder:
         self.pipeline.schedule_run()
 
 
+def _number(device: torch.device) -> int | None:
+    """DALI's name of a device; None: no GPU."""
+    if device.type == "cpu":
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
 def _region(image: Encoded) -> tuple[int, int, int, int]:
     """The part of an image that is decoded: all that any of its views sees."""
     lefts, tops, rights, bottoms = zip(*(seen(plan, image.size) for plan in image.plans.values()), strict=True)
@@ -137,6 +147,7 @@ def _define(spec: ImageSpec, **options: Any) -> Any:
             shape=numbers("shape", types.INT32),
             device="mixed" if on_gpu else "cpu",
             output_type=types.RGB,
+            jpeg_fancy_upsampling=True,  # chroma as libjpeg makes it
         )
         outputs = []
         for name, view in spec.views.items():

@@ -68,7 +68,7 @@ def why_not(picture: CpuPicture) -> str:
     if picture.image.info.get("adobe_transform") == 0:  # RGB inside: not every GPU decoder looks at that mark
         return "JPEG of RGB components"
     if not is_whole(picture.data):
-        return "damaged JPEG"
+        return "damaged or unusual JPEG"
     # DALI turns images by its own reading of EXIF; PIL also knows XMP, which would have the view cut out elsewhere
     orientation = plain_orientation(picture.data)
     agreed = orientation is not None and ORIENTATIONS.get(orientation, ORIENTATIONS[1]) == picture.turn

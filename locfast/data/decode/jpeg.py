@@ -16,12 +16,14 @@ except ImportError:  # torchvision 0.29 says that it will give decoding up
 
 _START, _END, _SCAN = 0xD8, 0xD9, 0xDA
 _APP1, _ORIENTATION, _SHORT = 0xE1, 0x0112, 3
+_UNUSUAL = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
+"""Frames that are lossless, hierarchical or coded arithmetically: no GPU decoder reads them."""
 _ALONE = (0x01, *range(0xD0, 0xD8))
 """Markers without a length: TEM and RST0 to RST7. The latter lie inside scans."""
 
 
 def is_whole(data: bytes) -> bool:
-    """Whether segments and scans follow each other up to the end marker, as an encoder writes them.
+    """Whether segments and scans of a usual JPEG follow each other up to the end marker, as an encoder writes them.
 
     Decoders differ in what they make of a file that is cut off or has stray markers between its pixels: one raises,
     one fills with grey. Where this is False, the CPU decoder decides for all of them. Takes 30 to 80 us for 100 kB.
@@ -42,7 +44,7 @@ def is_whole(data: bytes) -> bool:
             place += 1
         elif marker == _END:
             return True
-        elif marker == _START:
+        elif marker == _START or marker in _UNUSUAL:
             return False
         elif marker in _ALONE:
             place += 2

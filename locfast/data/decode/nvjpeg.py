@@ -42,6 +42,8 @@ class TorchvisionDecoder:
     def begin(self, images: Sequence[Encoded]) -> None:
         try:
             self.begun.append(self._views(images))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             self.begun.append(BatchFailed(str(error).splitlines()[0][:200]))
 
@@ -55,6 +57,9 @@ class TorchvisionDecoder:
         self.begun.clear()
 
     def _views(self, images: Sequence[Encoded]) -> dict[str, Tensor]:
+        if self.device.type == "cuda":
+            # torchvision decodes on a stream of its own, into memory that work queued on this one may still read
+            torch.cuda.current_stream(self.device).synchronize()
         decoded = decode([image.data for image in images], self.device)
         upright = [_upright(pixels, image.turn) for pixels, image in zip(decoded, images, strict=True)]
         return {

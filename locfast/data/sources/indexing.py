@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from typing import Any
 
+from locfast.data.orphan import pool
 from locfast.data.sources.stores import Store
 from locfast.data.sources.tar_index import TarIndex
 from locfast.errors import UserError
@@ -39,8 +39,8 @@ def index_all(
     """
     missing: list[int] = []
     size = 0
-    with ThreadPoolExecutor(min(LOOKING, len(shards))) as pool:
-        looks = pool.map(lambda shard: _try(store.look, shard), shards)
+    with ThreadPoolExecutor(min(LOOKING, len(shards))) as threads:
+        looks = threads.map(lambda shard: _try(store.look, shard), shards)
         for number, found in enumerate(looks):
             if isinstance(found, UserError):
                 yield number, found
@@ -64,18 +64,16 @@ def _in_processes(
     shards: Sequence[str], store: Store, missing: list[int], workers: int
 ) -> Iterator[tuple[int, TarIndex | UserError]]:
     # forked as the loader's workers are: a fresh interpreter would import the caller's script
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("fork"))
     try:
-        numbers = {pool.submit(_try, _make, store, shards[number]): number for number in missing}
-        for future in as_completed(numbers):
-            yield numbers[future], future.result()
+        with pool(workers) as helpers:
+            numbers = {helpers.submit(_try, _make, store, shards[number]): number for number in missing}
+            for future in as_completed(numbers):
+                yield numbers[future], future.result()
     except BrokenProcessPool:
         raise UserError(
             "asked for the indexes of tar shards, found that a process that reads them had died; most often the "
             "machine ran out of memory: try `python -m locfast.data index` with fewer --workers"
         ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _own_share_first(missing: list[int]) -> list[int]:

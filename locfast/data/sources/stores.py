@@ -70,7 +70,12 @@ class Disk:
         return data
 
     def will_need(self, shard: str, offset: int, size: int) -> None:
-        os.posix_fadvise(self._handle(shard), offset, size, os.POSIX_FADV_WILLNEED)
+        # a handle of its own: a thread reads ahead, and would close one that the main thread reads from
+        handle = os.open(shard, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(handle, offset, size, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(handle)
 
     def _stamp(self, shard: str) -> np.ndarray:
         try:
