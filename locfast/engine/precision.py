@@ -12,9 +12,9 @@ from locfast.errors import UserError, suggest
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """By precision, what tensors are computed in."""
 SAME_BITS = "AUTO,STRICT"
-"""MKL promises a matrix product's bits from run to run only where this is set before its first one. Without it they
-were the same in all trials but one, a run among some hundred whose loss left the curve by one unit in the last place
-after a resume; with it products have the same bits, and take as long."""
+"""MKL promises a matrix product's bits from run to run only where this is set before its first one, whatever the number
+of threads. Without it one resumed run among some hundred left its curve by a unit in the last place; with it products
+have the bits that they had, and take as long."""
 
 
 def pick_device(asked: str, local_rank: int = 0, ranks: int = 1) -> torch.device:
@@ -31,6 +31,9 @@ def pick_device(asked: str, local_rank: int = 0, ranks: int = 1) -> torch.device
         raise UserError(f"--device {asked}: locfast trains on cpu, cuda or cuda:NUMBER{near or '.'}")
     if device.type == "cpu":
         os.environ.setdefault("MKL_CBWR", SAME_BITS)
+        torch.set_num_threads(
+            torch.get_num_threads()
+        )  # which also tells MKL not to choose their number at each product
         return device
     if not found:
         why = "this torch is built without CUDA" if torch.version.cuda is None else "torch finds no GPU"

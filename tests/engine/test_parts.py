@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import subprocess
 import sys
 import time
 
@@ -135,6 +137,23 @@ def test_a_device_that_locfast_does_not_know_is_refused(asked):
 def test_a_gpu_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="no such device"):
         precision.pick_device("cuda:99")
+
+
+def test_on_a_cpu_mkl_keeps_its_threads_and_its_bits():
+    """In a process of its own: this one has set its threads, as pytest began."""
+    program = """
+import ctypes, os, torch
+from locfast.engine.precision import pick_device
+
+library = ctypes.CDLL(os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.so"))
+chooses = getattr(library, "mkl_serv_get_dynamic", None)
+print(chooses() if chooses else 1)
+pick_device("cpu")
+print(chooses() if chooses else 0, os.environ["MKL_CBWR"])
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "0", "AUTO,STRICT"]
 
 
 def test_precision_is_fp32_on_the_cpu_unless_asked():
