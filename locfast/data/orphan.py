@@ -1,8 +1,9 @@
-"""Processes that end with the one that made them, however that ends."""
+"""Processes that fork off: they end with the one that made them, and touch nothing that it dropped."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,10 @@ from contextlib import contextmanager
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+
+# A pipeline of DALI that this process has dropped may wait for the garbage collector. Were a forked process to collect
+# it, its end would wait for ever for threads that exist here alone. What is frozen at a fork, the child never collects.
+os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze)
 
 
 def end_with_the_parent(parent: int) -> None:

@@ -3,8 +3,10 @@
 DALI runs here on the CPU, by the pipeline that a GPU runs too; what nvJPEG's pixels go through, on libjpeg-turbo's.
 """
 
+import gc
 import io
 import logging
+import multiprocessing
 import shutil
 import struct
 from dataclasses import replace
@@ -331,6 +333,24 @@ def test_a_loader_with_a_device_decoder_iterates_once_at_a_time(folder):
         next(loader.batches([torch.arange(3)]))
     first.close()
     assert len(list(loader.batches([torch.arange(3)]))) == 1
+
+
+def test_a_forked_process_does_not_wait_for_a_pipeline_that_its_parent_dropped(jpeg):
+    spec = ImageSpec({"image": POLICIES["squash"]})
+    decoder = make("dali", spec)
+    decoder.begin(planned(spec, [jpeg(300, 250)])[0])
+    decoder.end()
+    decoder.cycle = decoder  # so that only the garbage collector ends it
+    gc.disable()
+    try:
+        del decoder
+        child = multiprocessing.get_context("fork").Process(target=gc.collect)
+        child.start()
+        child.join(20)
+        assert child.exitcode == 0
+    finally:
+        gc.enable()
+        child.kill()
 
 
 def test_a_view_that_fits_leaves_dali_without_a_copy(jpeg):
