@@ -83,7 +83,7 @@ class TrainConfig:
     workers: int | None = None
     """Decoding processes per rank. Default: by the number of cores."""
     decoder: Literal["auto", "cpu", "nvjpeg", "dali"] = "auto"
-    """What decodes images: the workers (cpu), or the GPU. auto: DALI, else nvJPEG, else cpu; the log says why."""
+    """What decodes images: the workers (cpu), or the GPU. auto: DALI, else cpu; the log says why."""
     max_bad: float = 0.01
     """Stop when more than this share of the data set's files cannot be read; 0: at the first one, 1: never."""
     shuffle: Literal["auto", "full", "blocks"] = "auto"

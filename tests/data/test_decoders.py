@@ -382,10 +382,12 @@ def test_auto_passes_over_what_is_not_there_and_what_is_wrong(monkeypatch):
 
     spec = ImageSpec({"image": POLICIES["center"]})
     monkeypatch.setattr(choice, "MAKERS", {"a": missing, "b": lambda spec, device: Wrong(spec, CPU)})
+    monkeypatch.setattr(choice, "AUTO", ["a", "b"])
     decoder, why = choice.choose("auto", spec, _Gpu())
     assert decoder is None
     assert why.startswith("cpu; not a: it is not installed; not b: view image of trial image")
     choice.MAKERS["c"] = lambda spec, device: TorchvisionDecoder(spec, CPU)
+    choice.AUTO.append("c")
     decoder, why = choice.choose("auto", spec, _Gpu())
     assert isinstance(decoder, TorchvisionDecoder)
     assert why.startswith("c (its test images agree with the CPU's); not a: ")

@@ -271,7 +271,7 @@ main()
 def test_a_batch_reaches_the_gpu_while_that_computes_and_holds_the_cpus_bits(folder, workers):
     source = ImageFolder(folder(12))
     wanted = joined(Loader(source, SPEC, seed=0, workers=0).batches(positions(0, 4, 3)))
-    loader = Loader(source, SPEC, seed=0, workers=workers, device="cuda")
+    loader = Loader(source, SPEC, seed=0, workers=workers, device="cuda", decoder="cpu")
     batches = loader.batches(positions(0, 4, 3))
     made = [next(batches)]
     torch.cuda._sleep(20_000_000_000)  # ten seconds: the GPU is busy with the batch before

@@ -24,9 +24,9 @@ THREADS = 4
 class DaliDecoder:
     """The same pipeline on a GPU (`mixed` decoding: nvJPEG and the chip's own JPEG engine) and on the CPU.
 
-    Workers read and plan; the crops are theirs, so DALI draws nothing. Of an image only what a view shows is decoded,
-    and what the filter sees around it. Batches leave DALI by DLPack, without a copy unless some view reaches outside
-    of its image. Raises Unavailable where DALI is not installed.
+    Workers read and plan; the crops are theirs, so DALI draws nothing. Images are decoded whole: of a part nvJPEG below
+    13.2 (CUDA 13.0 has 13.0) does not make libjpeg's chroma, and DALI refuses (an H200). Batches leave DALI by
+    DLPack, without a copy unless some view reaches outside of its image. Raises Unavailable where DALI is not installed.
     """
 
     name = "dali"
@@ -94,15 +94,13 @@ class DaliDecoder:
     def _feed(self, images: list[Encoded]) -> None:
         feed = self.pipeline.feed_input
         feed("encoded", [image.data.numpy() for image in images])
-        decoded = [_region(image) for image in images]
-        feed("start", np.array([region[:2] for region in decoded], np.int32))
-        feed("shape", np.array([(r[2] - r[0], r[3] - r[1]) for r in decoded], np.int32))
+        whole = [(0, 0)] * len(images)
         for name in self.spec.views:
             plans = [image.plans[name] for image in images]
             cut = [seen(plan, image.size) for plan, image in zip(plans, images, strict=True)]
-            # of the decoded region, what this view's filter may see, and in it the box that becomes the view
-            feed(f"{name}.cut_start", _yx([c[:2] for c in cut], decoded, np.int32))
-            feed(f"{name}.cut_end", _yx([c[2:] for c in cut], decoded, np.int32))
+            # what this view's filter may see, and in it the box that becomes the view
+            feed(f"{name}.cut_start", _yx([c[:2] for c in cut], whole, np.int32))
+            feed(f"{name}.cut_end", _yx([c[2:] for c in cut], whole, np.int32))
             feed(f"{name}.start", _yx([plan.box[:2] for plan in plans], cut, np.float32))
             feed(f"{name}.end", _yx([plan.box[2:] for plan in plans], cut, np.float32))
             shown = [(p.inside[3] - p.inside[1], p.inside[2] - p.inside[0]) for p in plans]
@@ -120,12 +118,6 @@ def _number(device: torch.device) -> int | None:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
-def _region(image: Encoded) -> tuple[int, int, int, int]:
-    """The part of an image that is decoded: all that any of its views sees."""
-    lefts, tops, rights, bottoms = zip(*(seen(plan, image.size) for plan in image.plans.values()), strict=True)
-    return min(lefts), min(tops), max(rights), max(bottoms)
-
-
 def _yx(corners: Sequence[Sequence[float]], origins: Sequence[Sequence[float]], dtype: type) -> np.ndarray:
     """Corners (x, y) relative to the left and top of `origins`, as DALI's [y, x]."""
     return np.array([(y - o[1], x - o[0]) for (x, y), o in zip(corners, origins, strict=True)], dtype)
@@ -141,10 +133,8 @@ def _define(spec: ImageSpec, **options: Any) -> Any:
 
     @pipeline_def(**options)
     def views() -> tuple[Any, ...]:
-        pixels = fn.decoders.image_slice(
+        pixels = fn.decoders.image(
             numbers("encoded", types.UINT8),
-            start=numbers("start", types.INT32),
-            shape=numbers("shape", types.INT32),
             device="mixed" if on_gpu else "cpu",
             output_type=types.RGB,
             jpeg_fancy_upsampling=True,  # chroma as libjpeg makes it
