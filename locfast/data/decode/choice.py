@@ -23,8 +23,9 @@ AUTO = ("dali",)
 def choose(name: str, spec: ImageSpec, device: torch.device) -> tuple[DeviceDecoder | None, str]:
     """The decoder called `name` (`--decoder`), None for the CPU decoder in the workers; and what it is and why.
 
-    auto: on a GPU DALI, where it is there and gives the CPU decoder's pixels of a few test images; else the CPU decoder. Raises UserError for one asked for by name that cannot run
-    or decodes no test image; one that decodes them otherwise than the CPU is taken, and the line says so.
+    auto: on a GPU DALI, where it is there and gives the CPU decoder's pixels of a few test images; else the CPU
+    decoder. Raises UserError for one asked for by name that cannot run or decodes no test image; one that decodes them
+    otherwise than the CPU is taken, and the line says so.
     """
     if name not in NAMES:
         raise UserError(f"asked for --decoder {name}, found {', '.join(NAMES)}{suggest(name, NAMES)}")
@@ -42,7 +43,9 @@ def choose(name: str, spec: ImageSpec, device: torch.device) -> tuple[DeviceDeco
     for candidate in AUTO:
         wrong = _fault(MAKERS[candidate], spec, device)
         if wrong is None:
-            return MAKERS[candidate](spec, device), "; ".join([f"{candidate} (its test images agree with the CPU's)", *passed_over])
+            return MAKERS[candidate](spec, device), "; ".join(
+                [f"{candidate} (its test images agree with the CPU's)", *passed_over]
+            )
         passed_over.append(f"not {candidate}: {wrong}")
     return None, "; ".join(["cpu", *passed_over])
 

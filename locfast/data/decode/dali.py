@@ -26,7 +26,7 @@ class DaliDecoder:
 
     Workers read and plan; the crops are theirs, so DALI draws nothing. Images are decoded whole: of a part nvJPEG below
     13.2 (CUDA 13.0 has 13.0) does not make libjpeg's chroma, and DALI refuses (an H200). Batches leave DALI by
-    DLPack, without a copy unless some view reaches outside of its image. Raises Unavailable where DALI is not installed.
+    DLPack, without a copy unless some view reaches outside of its image. Raises Unavailable where DALI is not there.
     """
 
     name = "dali"

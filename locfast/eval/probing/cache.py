@@ -1,0 +1,82 @@
+"""Tokens and labels of a split in a folder, keyed by weights and data; whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from locfast.eval.probing.targets import Targets
+
+VERSION = 1
+
+
+def weights_key(model: nn.Module) -> str:
+    """Of all parameters and buffers of a model, by name: other weights, another key."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def folder_of(cache: Path, **facts: object) -> Path:
+    """Where the tokens that `facts` describe lie."""
+    told = json.dumps({"version": VERSION, **facts}, sort_keys=True, default=str)
+    return cache / hashlib.sha256(told.encode()).hexdigest()[:24]
+
+
+class Writer:
+    """Writes tokens [M, T, C] in fp16, row by row, into a folder that takes its name when everything is there."""
+
+    def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
+        self.folder, self.shape = folder, shape
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self.aside = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+        self.values = np.lib.format.open_memmap(self.aside / "tokens.npy", "w+", np.float16, shape)
+        self.written = 0
+
+    def write(self, rows: Tensor, tokens: Tensor) -> None:
+        self.values[rows.cpu().numpy()] = tokens.cpu().numpy()
+        self.written += len(rows)
+
+    def finish(self, targets: Targets) -> None:
+        """Raises RuntimeError where rows are missing."""
+        if self.written != self.shape[0]:
+            raise RuntimeError(f"{self.written} of {self.shape[0]} images were written")
+        self.values.flush()
+        tensors = {name: getattr(targets, name).cpu() for name in ("local", "whole", "shares")}
+        save_file(tensors, self.aside / "labels.safetensors")
+        facts = {"shape": self.shape, "classes": targets.num_classes, "bytes": self.values.nbytes}
+        (self.aside / "whole.json").write_text(json.dumps(facts), encoding="utf-8")
+        for file in self.aside.iterdir():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+        if self.folder.exists():  # another process was first
+            self.abandon()
+        else:
+            os.replace(self.aside, self.folder)
+
+    def abandon(self) -> None:
+        shutil.rmtree(self.aside, ignore_errors=True)
+
+
+def read(folder: Path) -> tuple[np.ndarray, Targets] | None:
+    """Tokens [M, T, C], mapped into memory, and their labels; None where `folder` is not there or not whole."""
+    try:
+        facts = json.loads((folder / "whole.json").read_text(encoding="utf-8"))
+        values = np.load(folder / "tokens.npy", mmap_mode="r")
+        tensors = load_file(folder / "labels.safetensors")
+    except Exception:  # a file that is missing or cut short: numpy, json and safetensors each say so in their way
+        return None
+    if list(values.shape) != facts["shape"] or len(tensors["local"]) != len(values):
+        return None
+    return values, Targets(**tensors, num_classes=facts["classes"])

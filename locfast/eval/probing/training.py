@@ -1,0 +1,176 @@
+"""Training the heads of one seed, all of them on the same batches."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from locfast.eval.heads import HeadKind, Intervention, ProbeHead, Task
+from locfast.eval.probing.scoring import Scores, score, score_told
+from locfast.eval.probing.settings import Settings
+from locfast.eval.probing.targets import Targets
+from locfast.eval.probing.tokens import Tokens
+
+PREDICTED = 128
+"""Images that heads see at a time when they are scored."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some images of a split: those that heads train on, those that choose, or those that are reported."""
+
+    tokens: Tokens
+    targets: Targets
+    rows: Tensor
+    """[M] int64, on the CPU."""
+
+
+@dataclass
+class Trained:
+    """One head, what it went through, and how it does."""
+
+    task: Task
+    kind: HeadKind
+    intervention: Intervention
+    head: ProbeHead
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)
+    highest: float = -1.0
+    """Recall on the images that choose, of the epochs that may be chosen."""
+    selection: Scores | None = None
+    validation: Scores | None = None
+
+
+def train_heads(
+    make: Callable[[Task, HeadKind, Intervention], ProbeHead],
+    settings: Settings,
+    seed: int,
+    train: Part,
+    selection: Part,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[None]],
+) -> list[Trained]:
+    """All heads of a seed, each with the state of the epoch whose macro recall on `selection` was highest.
+
+    make: (task, kind, intervention) -> ProbeHead with weights from torch's generator, which is seeded for each alike.
+    Of equal epochs the first counts. A fresh head says yes to half of everything, a recall that training first loses:
+    under the held-out protocol only an epoch counts whose loss on `selection` is below that of saying how frequent
+    every class is; if there is none, the last one does.
+    """
+    heads = []
+    for task, kind, intervention in settings.forms():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            heads.append(Trained(task, kind, intervention, make(task, kind, intervention).to(device)))
+    parameters = [p for one in heads for p in one.head.parameters()]
+    fused = device.type == "cuda"
+    # One optimiser for all: AdamW treats every tensor alone, and so a head trains as it would without the others.
+    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
+    generator = torch.Generator().manual_seed(seed)
+    least = [math.inf if settings.protocol == "paper" else _loss_of_frequencies(one, selection) for one in heads]
+    steps = settings.epochs * _batches(len(train.rows), settings.batch_size)
+    step = 0
+    for epoch in range(1, settings.epochs + 1):
+        losses = torch.zeros(len(heads), device=device)
+        for one in heads:
+            one.head.train()
+        order = train.rows[torch.randperm(len(train.rows), generator=generator)]
+        count = 0
+        for rows, tokens in train.tokens.batches(_whole(order, settings.batch_size)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate(settings, step, steps)
+            rows = rows.to(device)
+            with autocast():
+                found = torch.stack([_loss(one, one.head(tokens).float(), train.targets, rows) for one in heads])
+            optimizer.zero_grad()
+            found.sum().backward()
+            optimizer.step()
+            losses += found.detach()
+            step, count = step + 1, count + 1
+        chosen = evaluate(heads, selection, device, autocast)
+        for one, loss, (scores, unseen), limit in zip(heads, (losses / count).tolist(), chosen, least, strict=True):
+            recall = scores.macro["recall"]
+            one.epochs.append({"loss": loss, "selection_loss": unseen, "selection": recall})
+            better = unseen < limit and recall > one.highest
+            if better or (epoch == settings.epochs and one.selection is None):
+                one.selection, one.best_epoch, one.highest = scores, epoch, recall
+                one.best = copy.deepcopy(one.head.state_dict())
+    for one in heads:
+        one.head.load_state_dict(one.best)
+    return heads
+
+
+def rate(settings: Settings, step: int, steps: int) -> float:
+    """The learning rate of update `step` (from 0): up from 0, then a cosine to a tenth."""
+    warmup = min(settings.warmup_steps, steps // 10)
+    if step < warmup:
+        return settings.lr * step / warmup
+    through = (step - warmup) / max(1, steps - warmup)
+    return settings.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * through)))
+
+
+@torch.no_grad()
+def evaluate(
+    heads: list[Trained], part: Part, device: torch.device, autocast: Callable[[], AbstractContextManager[None]]
+) -> list[Scores]:
+    """Scores of all heads on a part, in one pass over its tokens."""
+    logits: list[list[Tensor]] = [[] for _ in heads]
+    for one in heads:
+        one.head.eval()
+    for _, tokens in part.tokens.batches(part.rows.split(PREDICTED)):
+        with autocast():
+            for found, one in zip(logits, heads, strict=True):
+                found.append(one.head(tokens).float())
+    rows = part.rows.to(part.targets.whole.device)
+    return [_scores(one, torch.cat(found), part.targets, rows) for one, found in zip(heads, logits, strict=True)]
+
+
+def _scores(one: Trained, logits: Tensor, targets: Targets, rows: Tensor) -> tuple[Scores, float]:
+    loss = _loss(one, logits, targets, rows).item()
+    if one.task == "global":
+        return score(logits, targets.images(rows)), loss
+    truth = targets.unions(rows)
+    if targets.local.ndim == 3:
+        return score(logits, truth), loss
+    told = F.one_hot(logits.argmax(-1), logits.shape[-1]).bool()
+    return score_told(told, logits.log_softmax(-1), truth, truth.any(-1)), loss
+
+
+def _loss(one: Trained, logits: Tensor, targets: Targets, rows: Tensor) -> Tensor:
+    if one.task == "global":
+        return F.binary_cross_entropy_with_logits(logits, targets.images(rows).float())
+    if targets.local.ndim == 3:
+        return F.binary_cross_entropy_with_logits(logits, targets.unions(rows).float())
+    wanted = targets.local[rows].long()
+    # The sum over labelled patches, so that a batch without one has loss 0 and not NaN.
+    total = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="sum")
+    return total / (wanted >= 0).sum().clamp(min=1)
+
+
+def _loss_of_frequencies(one: Trained, part: Part) -> float:
+    """The loss of a head that knows how frequent every class is on a part, and nothing of its images."""
+    rows = part.rows.to(part.targets.whole.device)
+    present = part.targets.images(rows) if one.task == "global" else part.targets.unions(rows).flatten(0, 1)
+    if one.task == "local" and part.targets.local.ndim == 2:
+        share = present.double().sum(0) / present.sum()
+        return -torch.special.xlogy(share, share).sum().item()
+    share = present.double().mean(0)
+    return -(torch.special.xlogy(share, share) + torch.special.xlogy(1 - share, 1 - share)).mean().item()
+
+
+def _batches(count: int, batch_size: int) -> int:
+    return max(1, count // batch_size)
+
+
+def _whole(order: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """An epoch's batches; the last one is left out where it is not full, unless it is the only one."""
+    yield from order[: _batches(len(order), batch_size) * batch_size].split(batch_size)
