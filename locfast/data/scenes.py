@@ -131,6 +131,9 @@ class SceneSource:
     def __len__(self) -> int:
         return self.length
 
+    def name(self, index: int) -> str:
+        return f"scene-{self.seed}-{self.start + index}"
+
     def tensors(self, start: int, count: int) -> tuple[Tensor, Tensor]:
         """Images [count, 3, SIZE, SIZE] and label maps [count, SIZE, SIZE], uint8, of scenes in a row."""
         return render_scenes(scene_keys(self.seed, self.start + start, count), self.max_objects)
@@ -145,7 +148,7 @@ class SceneSource:
         images, labels = self._blocks[block]
         return Record(
             image=b"P6 %d %d 255\n" % (SIZE, SIZE) + images[row].numpy().tobytes(),
-            name=f"scene-{self.seed}-{self.start + index}",
+            name=self.name(index),
             label_map=b"P5 %d %d 255\n" % (SIZE, SIZE) + labels[row].numpy().tobytes(),
         )
 

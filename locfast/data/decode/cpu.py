@@ -34,6 +34,9 @@ ORIENTATIONS = {
 }
 """EXIF orientation: how stored pixels become upright: transpose, then mirror along x, along y."""
 
+PNG_BIT_DEPTH = 24
+"""Where a PNG says how many bits a value has: behind signature (8), length and type (8), width and height (8)."""
+
 _CPU = torch.device("cpu")
 
 DRAFT_MARGIN = 2.0
@@ -140,4 +143,7 @@ def decode_label_map(data: bytes) -> np.ndarray:
     image = _open(data)
     if image.mode not in ("L", "P"):
         raise UnreadableImage(f"a label map needs one 8-bit channel of class ids, found mode {image.mode}")
+    if image.format == "PNG" and image.mode == "L" and data[PNG_BIT_DEPTH] != 8:
+        # PIL stretches such grey values to 0 .. 255, so that id 1 of 4 bits would come back as 17
+        raise UnreadableImage(f"a label map needs 8 bits of class ids, found grey of {data[PNG_BIT_DEPTH]} bits")
     return np.array(image)
