@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from locfast.data.labelled.check import check_disjoint, check_sample
+from locfast.data.labelled.check import check_disjoint, check_sample, read_checked
 from locfast.data.labelled.instances import is_instances, open_instances
 from locfast.data.labelled.panoptic import is_panoptic, open_panoptic
 from locfast.data.labelled.pixel_maps import (
@@ -23,7 +23,15 @@ from locfast.data.labelled.scenes import open_scenes
 from locfast.data.labelled.split import LabelledSource, LabelledSplit, Split
 from locfast.errors import UserError, suggest
 
-__all__ = ["LAYOUTS", "LabelledSource", "LabelledSplit", "check_disjoint", "check_sample", "open_labelled"]
+__all__ = [
+    "LAYOUTS",
+    "LabelledSource",
+    "LabelledSplit",
+    "check_disjoint",
+    "check_sample",
+    "open_labelled",
+    "read_checked",
+]
 
 
 @dataclass(frozen=True)

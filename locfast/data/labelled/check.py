@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from locfast.data.decode import UnreadableImage
 from locfast.data.decode.cpu import CpuPicture, decode_label_map
-from locfast.data.labelled.split import LabelledSplit, some
+from locfast.data.labelled.split import LabelledSplit, encode_label_map, some
+from locfast.data.spec import Record
 from locfast.errors import UserError
 
 IGNORE = 255
 
 
 def check_sample(split: LabelledSplit, index: int) -> None:
-    """Whether the label map of a sample fits its image and its classes.
+    """Raises as `read_checked` does."""
+    read_checked(split, index)
+
+
+def read_checked(split: LabelledSplit, index: int) -> Record:
+    """A sample whose label map fits its image and its classes; the map as a raw PGM file, so that it is decoded once.
 
     Raises UserError, which names both files, where one of them cannot be read, where the map has another size than the
     upright image, is not 8 bits of one channel (or a palette), or holds ids that are no class and not 255.
@@ -46,6 +54,7 @@ def check_sample(split: LabelledSplit, index: int) -> None:
             f"{split.name} has {len(split.classes)}, so the ids 0 to {len(split.classes) - 1 - shift}, and 255 where "
             "there is none, are allowed; mend the map, or add the classes"
         )
+    return replace(record, label_map=encode_label_map(label_map))
 
 
 def check_disjoint(train: LabelledSplit, validation: LabelledSplit) -> None:

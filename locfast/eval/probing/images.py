@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from locfast.data.labelled import LabelledSplit, check_sample
+from locfast.data.labelled import LabelledSplit, read_checked
 from locfast.data.loader import Loader
 from locfast.data.spec import ImageSpec, Record, View
 from locfast.errors import UserError
@@ -35,8 +35,7 @@ class Checked:
         return self.source.name(index)
 
     def read(self, index: int) -> Record:
-        check_sample(self.split, index)
-        return self.source.read(index)
+        return read_checked(self.split, index)
 
 
 @dataclass(frozen=True)

@@ -121,8 +121,8 @@ def rate(settings: Settings, step: int, steps: int) -> float:
 @torch.no_grad()
 def evaluate(
     heads: list[Trained], part: Part, device: torch.device, autocast: Callable[[], AbstractContextManager[None]]
-) -> list[Scores]:
-    """Scores of all heads on a part, in one pass over its tokens."""
+) -> list[tuple[Scores, float]]:
+    """Scores and mean losses of all heads on a part, in one pass over its tokens."""
     logits: list[list[Tensor]] = [[] for _ in heads]
     for one in heads:
         one.head.eval()
