@@ -35,7 +35,7 @@ def majority_in_patches(
     """
     counts = _counts(_patches(label_map, patch_size), num_classes)
     if unlabeled is not None:  # one object pixel wins over any number of unlabeled ones
-        counts[..., unlabeled] = (counts[..., unlabeled] > 0).int() - (counts.sum(-1) > counts[..., unlabeled]).int()
+        counts[..., unlabeled] *= counts.sum(-1) == counts[..., unlabeled]
     most = counts.argmax(-1)  # the first of several maxima, as torch documents it
     return torch.where(counts.amax(-1) > 0, most, -1)
 

@@ -13,6 +13,7 @@ from locfast.data.spec import Record
 from locfast.errors import UserError
 
 IGNORE = 255
+JPEG = b"\xff\xd8"
 
 
 def check_sample(split: LabelledSplit, index: int) -> None:
@@ -32,6 +33,8 @@ def read_checked(split: LabelledSplit, index: int) -> Record:
         record = source.read(index)
         assert record.label_map is not None
         image_size = CpuPicture(record.image).size
+        if record.label_map.startswith(JPEG):
+            raise UnreadableImage("the map is a JPEG, which changes ids at the borders of things")
         label_map = decode_label_map(record.label_map)
     except OSError as error:
         raise UserError(f"asked for {names}, found one that cannot be read: {error}") from None
