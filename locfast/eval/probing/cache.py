@@ -60,9 +60,10 @@ class Writer:
         for file in self.aside.iterdir():
             with open(file, "rb") as opened:
                 os.fsync(opened.fileno())
-        if self.folder.exists():  # another process was first
+        if read(self.folder) is not None:  # another process was first
             self.abandon()
         else:
+            shutil.rmtree(self.folder, ignore_errors=True)  # what is there is not whole
             os.replace(self.aside, self.folder)
 
     def abandon(self) -> None:

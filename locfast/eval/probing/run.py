@@ -105,7 +105,7 @@ def probe_backbone(
         grid=backbone.grid,
         image_size=backbone.image_size,
         images=dict(zip(("train", "selection", "validation"), (len(part.rows) for part in parts), strict=True)),
-        settings=asdict(settings),
+        settings={name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()},
         machine=machine,
         seconds={part: round(value, 2) for part, value in seconds.items()},
         heads=heads,
