@@ -13,7 +13,18 @@ import pytest
 from locfast.config.registry import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("train", "export", "env", "inspect", "data", "data stats", "data preview", "data bench", "data index")
+COMMANDS = (
+    "train",
+    "export",
+    "env",
+    "inspect",
+    "report",
+    "data",
+    "data stats",
+    "data preview",
+    "data bench",
+    "data index",
+)
 ABOVE = ("cli", "train", "probe", "evaluate", "export", "env", "inspect", "report", "demo", "subject")
 """Commands and the demo: nothing below may import them (but `locfast.cli`, which holds what they share)."""
 

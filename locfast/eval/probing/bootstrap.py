@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from locfast.eval.probing.results import Counts
-from locfast.random import Keys, randint
 
 RESAMPLES = 1000
 """Draws: a bound of a 95 % interval then rests on 25 of them."""
@@ -39,6 +37,10 @@ class Resamples:
 
 def _draw(count: int, resamples: int, seed: int, stream: str) -> np.ndarray:
     """How often each of `count` things is among `count` drawn with replacement: [resamples, count] fp64."""
+    import torch  # here: a report of figures that are all there needs no torch, which takes seconds to import
+
+    from locfast.random import Keys, randint
+
     keys = Keys(seed, torch.zeros(resamples, dtype=torch.int64), torch.arange(resamples))
     drawn = randint(keys, stream, count, count).numpy() + np.arange(resamples)[:, None] * count
     return np.bincount(drawn.ravel(), minlength=resamples * count).reshape(resamples, count).astype(np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -9,7 +10,7 @@ from rich.table import Table
 MEASURES = {"recall": "recall", "ap": "AP", "f1": "F1"}
 
 
-def span(one: dict[str, Any] | None, signed: bool = False) -> str:
+def span(one: Mapping[str, Any] | None, signed: bool = False) -> str:
     """A figure in percent with its 95 % interval where it has one: "52.71 (51.90 to 53.40)"."""
     if one is None or one.get("value") is None:
         return "-"
