@@ -13,10 +13,12 @@ from locfast.eval.probing.compare import read_comparison
 from locfast.eval.probing.table import MEASURES, span
 from locfast.report.charts import dots, legend, percent, scatter, strip
 from locfast.report.gallery import Shown, gallery
-from locfast.report.page import figure, figures, page, paragraph, section, table, tiles
+from locfast.report.page import figure, figures, fold, page, paragraph, section, table, tiles
 from locfast.report.probe import BY_COUNTS, as_value, head_name, how_measured, size_figure
 
 Found = dict[str, Any]
+UNFOLDED = 3
+"""Backbones whose changes by class are all in sight; of more, each is folded."""
 
 
 def comparison_page(folder: Path) -> str:
@@ -137,7 +139,8 @@ def _classes(found: Found, key: str) -> str:
             which = "classes" if kind == "all" else f"{kind} classes"
             drawn = dots(rows, [""], f"most improved {which}", signed=True, zero=True)
             charts.append(figure(drawn, f"{name}: the {len(rows)} most improved {which}, change in recall in points."))
-        parts.append((f"<h3>{escape(name)}</h3>" if len(found["by_class"]) > 1 else "") + figures(*charts))
+        heading = f"<h3>{escape(name)}</h3>" if len(found["by_class"]) > 1 else ""
+        parts.append(fold(name, figures(*charts)) if len(found["by_class"]) > UNFOLDED else heading + figures(*charts))
     return section(f"By class, {head_name(key)} head", *parts) if parts else ""
 
 
@@ -168,8 +171,9 @@ def _trend(found: Found, names: list[str]) -> str:
     """Figure 9, left."""
     trend = found["relative_locality"]
     about = paragraph(
-        "Local and global recall rise together. A backbone above the line through those that were not aligned knows "
-        "more of what is where than its global recall lets expect; its distance from the line is its relative locality."
+        "Backbones with more global recall tend to have more local recall, too. One above the line through those that "
+        "were not aligned knows more of what is where than its global recall lets expect; its distance from the line "
+        "is its relative locality."
     )
     if "absent" in trend:
         missing = paragraph(f"There is no line: {trend['absent']}.", "quiet")

@@ -93,7 +93,7 @@ def _scores(result: ProbeResult, scored: Mapping[str, dict[str, Interval]]) -> s
     rows, charts = [], []
     for key, one in scored.items():
         heads = result.of(key)
-        ap = [head.validation["ap"] for head in heads if "ap" in head.validation]
+        ap = [head.validation["ap"] for head in heads if head.validation.get("ap") is not None]
         told = [*(span(one[name]) for name in analysis.SCORES), percent(mean(ap)) if ap else "-"]
         rows.append([head_name(key), *told, str(len(heads)), ", ".join(str(head.best_epoch) for head in heads)])
     for task in ("local", "global"):
@@ -182,7 +182,9 @@ def _training(result: ProbeResult) -> str:
     for name, y_label, scale in (("loss", "training loss", 1.0), ("selection", "selection recall, %", 100.0)):
         curves = {
             head_name(key): [
-                (float(i), Value(e[name], note=f"epoch {i}")) for i, e in enumerate(head.epochs, 1) if name in e
+                (float(i), Value(e[name], note=f"epoch {i}"))
+                for i, e in enumerate(head.epochs, 1)
+                if e.get(name) is not None
             ]
             for key, head in firsts.items()
         }

@@ -1,14 +1,18 @@
 """Reports of runs, probes and comparisons: whole pages, safe names, and charts that carry their numbers."""
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from locfast.errors import UserError
 from locfast.eval.probing.compare import compare, read_comparison
-from locfast.eval.probing.results import read_result
+from locfast.eval.probing.results import read_result, write_result
+from locfast.report import page as page_module
 from locfast.report import write_report
 from tests.eval.probe_folders import CLASSES, make_probe
 from tests.report.pages import check_page, marks
@@ -144,3 +148,36 @@ def test_what_is_no_report_is_told(tmp_path):
     (tmp_path / "probe.json").write_text(json.dumps({"schema": 77}))
     with pytest.raises(UserError, match="probe anew"):
         write_report(tmp_path)
+
+
+def test_a_head_with_gaps_in_its_figures_is_no_crash(tmp_path):
+    folder = make_probe(tmp_path, "a", pictures=0)
+    result = read_result(folder)
+    bare = [
+        replace(head, epochs=[{"loss": 0.5, "selection": None}], validation=head.validation | {"ap": None})
+        for head in result.heads
+    ]
+    write_result(replace(result, heads=bare), folder)
+    assert "epoch kept" in check_page(write_report(folder).read_text()).texts["th"]
+
+
+def luminance(color: str) -> float:
+    """Relative luminance of "#rrggbb" (WCAG 2)."""
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_and_marks_stand_out_in_both_schemes(scheme):
+    """WCAG 2 AA: 4.5 for text and 3 for what is drawn; more for running text."""
+    style = (Path(page_module.__file__).parent / "style.css").read_text()
+    color = dict(re.findall(r"--([\w-]+): (#\w{6})", style.split("@media")[scheme == "dark"]))
+
+    def contrast(one: str, other: str) -> float:
+        low, high = sorted(luminance(color[name]) for name in (one, other))
+        return (high + 0.05) / (low + 0.05)
+
+    assert all(contrast("ink", ground) > 12 for ground in ("paper", "card", "note"))
+    assert all(contrast("quiet", ground) > 4.5 for ground in ("paper", "card"))
+    assert all(contrast(f"s{i}", "card") > 4.5 for i in range(6)) and contrast("tip", "tip-ink") > 12

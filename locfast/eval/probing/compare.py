@@ -90,7 +90,7 @@ def _head(key: str, probes: Sequence[Probed], draws: Resamples, notes: list[str]
     for one in have:
         values, drawn = analysis.scores(one.counts(key, seeds), draws)
         by_seed = {head.seed: head.validation for head in one.result.of(key)}
-        ap = [by_seed[seed]["ap"] for seed in seeds if "ap" in by_seed[seed]]
+        ap = [by_seed[seed]["ap"] for seed in seeds if by_seed[seed].get("ap") is not None]
         row: dict[str, Any] = {**values, "ap": {"value": mean(ap), "seeds": ap} if len(ap) == len(seeds) else None}
         if one is probes[0]:
             first = row, drawn
