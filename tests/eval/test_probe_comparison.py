@@ -170,7 +170,7 @@ def test_mistakes_are_told(folders, tmp_path):
         compare([folders[0], folders[0]], tmp_path)
     with pytest.raises(UserError, match="holds no probe.json"):
         compare([folders[0], tmp_path], tmp_path / "out")
-    with pytest.raises(UserError, match="one of the probes"):
+    with pytest.raises(UserError, match="a probe or a run is there"):
         compare(folders[:2], folders[0])
     with pytest.raises(UserError, match="no compare.json"):
         read_comparison(tmp_path)

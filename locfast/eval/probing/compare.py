@@ -29,8 +29,8 @@ def compare(folders: Sequence[Path], out: Path, baseline: str | None = None, res
     """
     probes = open_probes(folders)
     base = pick_baseline(probes, baseline)
-    if out.resolve() in [one.folder.resolve() for one in probes]:
-        raise UserError(f"--out {out}: that is one of the probes to compare; give a folder of its own.")
+    if any((out / other).is_file() for other in ("probe.json", "config.yaml")):
+        raise UserError(f"--out {out}: a probe or a run is there, whose report would be lost; give another folder.")
     probes = [base, *(one for one in probes if one is not base)]
     notes = [note for other in probes[1:] for note in check_alike(base, other)]
     draws = Resamples.of(base.result.images["validation"], resamples)
