@@ -33,11 +33,22 @@ def main() -> None:
             "give another --out."
         )
     if args.compare:
-        from locfast.eval.probing.compare import compare
+        _compare(args)
+    else:
+        _probe(args)
 
-        print(compare(args.compare, args.out, args.baseline))
-        return
-    _probe(args)
+
+def _compare(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from locfast.eval.probing.compare import compare, read_comparison
+    from locfast.eval.probing.table import table
+    from locfast.report import write_report
+
+    folder = compare(args.compare, args.out, args.baseline).parent
+    console = Console()
+    console.print(table(read_comparison(folder)))
+    console.print(str(write_report(folder)), soft_wrap=True)
 
 
 def _probe(args: argparse.Namespace) -> None:
@@ -86,6 +97,7 @@ def _probe(args: argparse.Namespace) -> None:
             aside,
             device=device,
             precision=pick_precision(args.precision, device),
+            model=args.model,
             machine=_machine(device),
             keep=args.features,
             cache_folder=args.cache,

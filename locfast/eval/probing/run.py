@@ -45,6 +45,7 @@ def probe_backbone(
     device: torch.device,
     precision: str,
     machine: dict[str, str],
+    model: str | None = None,
     keep: Keep = "auto",
     cache_folder: Path | None = None,
     workers: int | None = None,
@@ -53,8 +54,8 @@ def probe_backbone(
 ) -> ProbeResult:
     """Train heads on `train`, score them on `validation`, and write OUT/probe.json, counts/, heads/ and pictures/.
 
-    limit: of each split, the first so many images. tell: is given lines for the user. Raises UserError where images,
-    labels or settings do not allow it.
+    model: what `name` is short for, a run's folder for example. limit: of each split, the first so many images. tell:
+    is given lines for the user. Raises UserError where images, labels or settings do not allow it.
     """
     begun = time.monotonic()
     autocast = partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
@@ -94,6 +95,7 @@ def probe_backbone(
     np.savez_compressed(out / "shares.npz", shares=shares)
     pictures = _pictures(images["validation"], gathered["validation"], trained[settings.seeds[0]], out, autocast)
     seconds["all"] = time.monotonic() - begun
+    told = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()}
     result = ProbeResult(
         model=name,
         softcap=softcap,
@@ -105,7 +107,7 @@ def probe_backbone(
         grid=backbone.grid,
         image_size=backbone.image_size,
         images=dict(zip(("train", "selection", "validation"), (len(part.rows) for part in parts), strict=True)),
-        settings={name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()},
+        settings={**told, "model": model or name, "precision": precision},
         machine=machine,
         seconds={part: round(value, 2) for part, value in seconds.items()},
         heads=heads,
