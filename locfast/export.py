@@ -1,4 +1,5 @@
-"""`python -m locfast.export RUN --to timm`: the trained backbone of a run as files that plain timm loads."""
+"""`python -m locfast.export RUN --to timm|hf|open_clip|prismatic|llava`: the trained backbone of a run as files that
+another library's own loader takes; for a vision-language model, with its adapter."""
 
 from __future__ import annotations
 
@@ -12,6 +13,13 @@ from locfast.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+TARGETS = ("timm", "hf", "open_clip", "prismatic", "llava")
+WITH_ADAPTER = ("prismatic", "llava")
+ADAPTERS = ("maskembed", "truncated", "mlp")
+LLM_WIDTH = 4096
+"""Of a language model with 7 billion parameters: Llama 2, Vicuna, Mistral."""
+LARGEST_WIDTH = 65536
+
 
 @command
 def main() -> None:
@@ -21,21 +29,41 @@ def main() -> None:
             f"RUN {args.run}: there is no such folder. Give the --out of a `python -m locfast.train` run, by default "
             "runs/METHOD-MODEL."
         )
-    out = args.out or args.run / "exported"
+    _check_adapter(args)
+    out = args.out or args.run / ("exported" if args.to == "timm" else f"exported-{args.to}")
     if not args.overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(
             f"--out {out}: something is there already, and nothing is overwritten unasked. Add --overwrite, or give "
             "another --out."
         )
-    export_timm(args.run, out, args.ema)
+    export(args.run, out, args.ema, args.to, args.adapter, args.llm_width or LLM_WIDTH)
 
 
-def export_timm(run: Path, out: Path, ema: bool | None) -> None:
-    """Write the backbone of the newest complete checkpoint of `run` to `out`, and say what was written."""
+def _check_adapter(args: argparse.Namespace) -> None:
+    for flag, value in (("--adapter", args.adapter), ("--llm-width", args.llm_width)):
+        if value is not None and args.to not in WITH_ADAPTER:
+            raise UserError(
+                f"{flag} {value}: an export to {args.to} has no adapter. Leave the flag out, or type --to prismatic or "
+                "--to llava."
+            )
+    if args.llm_width is not None and not 1 <= args.llm_width <= LARGEST_WIDTH:
+        raise UserError(
+            f"--llm-width {args.llm_width}: this is the width of the language model's embeddings, from 1 to "
+            f"{LARGEST_WIDTH}. Type {LLM_WIDTH} for one with 7 billion parameters, 5120 for 13."
+        )
+
+
+def export(
+    run: Path, out: Path, ema: bool | None, to: str = "timm", adapter: Any = None, llm_width: int = LLM_WIDTH
+) -> None:
+    """Write the backbone of the newest complete checkpoint of `run` to `out`, and say what was written.
+
+    to, adapter, llm_width: as the command's flags. Raises UserError where the run has no checkpoint, no backbone or no
+    decoder, and where the target cannot hold the architecture.
+    """
     from locfast.config.files import read_yaml
     from locfast.engine import checkpoint
     from locfast.engine.run_folder import RunFolder, load_method
-    from locfast.models.export import write_timm_export
     from locfast.models.model_card import describe_run
 
     folder = RunFolder(run)
@@ -45,17 +73,63 @@ def export_timm(run: Path, out: Path, ema: bool | None) -> None:
         raise UserError(f"{run} has no complete checkpoint. Train longer, or go on with --resume.")
     artifacts = method.artifacts()
     averaged = ema is not False and bool(found.tensors("ema"))
-    card = describe_run(read_yaml(folder.config), folder.read_metrics(), found.step, averaged)
     softcap, backbone = artifacts.get("softcap"), artifacts["backbone"]
-    images = None if softcap is None else _some_images(folder.read_config(), method, backbone.image_size)
-    without_cap = write_timm_export(backbone, out, softcap=softcap, card=card, images=images)
+    images = None
+    if softcap is not None or to != "timm":  # something is measured on them
+        images = _some_images(folder.read_config(), method, backbone.image_size)
+    given = {
+        "softcap": softcap,
+        "card": describe_run(read_yaml(folder.config), folder.read_metrics(), found.step, averaged),
+        "images": images,
+    }
+    lines = _write(to, artifacts, out, adapter, llm_width, given)
     print(f"{out}: step {found.step}{' (moving average)' if averaged else ''}")
-    print(f'timm.create_model("local-dir:{out}", pretrained=True)')
-    if without_cap is not None:
-        print(
-            f"trained with soft cap {softcap:g}: from locfast.models.softcap import set_softcap; "
-            f"model = set_softcap(model, {softcap}); features without it differ by {without_cap:.1e} (relative L2)"
-        )
+    print("\n".join(lines))
+
+
+def _write(
+    to: str, artifacts: dict[str, Any], out: Path, adapter: Any, llm_width: int, given: dict[str, Any]
+) -> list[str]:
+    """Write one format; returns what its user types next."""
+    backbone, softcap = artifacts["backbone"], given["softcap"]
+    if to == "timm":
+        from locfast.models.export import write_timm_export
+
+        off = write_timm_export(backbone, out, **given)
+        load = [f'timm.create_model("local-dir:{out}", pretrained=True)']
+        if off is not None:
+            load.append(
+                f"trained with soft cap {softcap:g}: from locfast.models.softcap import set_softcap; "
+                f"model = set_softcap(model, {softcap}); features without it differ by {off:.1e} (relative L2)"
+            )
+        return load
+    path = f"PYTHONPATH={out}"
+    if to == "open_clip":
+        from locfast.models.exporters.open_clip import write_open_clip_export
+
+        write_open_clip_export(backbone, out, **given)
+        return [f'{path}: from open_clip_tower import load_model; model = load_model("{out}")']
+    if to == "hf":
+        from locfast.models.exporters.hf import write_hf_export
+
+        differences = write_hf_export(backbone, out, **given)
+        return [
+            f'{path}: from aligned_tower import load_tower, tower_features; tower = load_tower("{out}")',
+            f"tokens without the final norm differ by {differences.without_norm:.1e} (relative L2)",
+        ]
+    from locfast.models.exporters.adapter import make_adapter
+
+    made = make_adapter(adapter, artifacts, softcap, llm_width, to)
+    projector = f'from maskembed_adapter import load_adapter; adapter = load_adapter("{out}")  # {made.kind}'
+    if to == "llava":
+        from locfast.models.exporters.hf import write_llava_export
+
+        write_llava_export(backbone, out, adapter=made, **given)
+        return [f'{path}: from aligned_tower import AlignedTower; tower = AlignedTower("{out}")', projector]
+    from locfast.models.exporters.prismatic import write_prismatic_export
+
+    write_prismatic_export(backbone, out, adapter=made, **given)
+    return [f'{path}: from aligned_vit import AlignedViT; AlignedViT("aligned", folder="{out}")', projector]
 
 
 def _some_images(config: Any, method: Any, size: tuple[int, int]) -> Tensor | None:
@@ -78,8 +152,16 @@ def _some_images(config: Any, method: Any, size: tuple[int, int]) -> Tensor | No
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m locfast.export", description=__doc__)
     parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--to", choices=("timm",), default="timm", help="format: timm's safetensors and config.json")
-    parser.add_argument("--out", type=Path, help="folder to write (default: RUN/exported)")
+    parser.add_argument("--to", choices=TARGETS, default="timm", help="whose loader is to take it (default: timm)")
+    parser.add_argument("--out", type=Path, help="folder to write (default: RUN/exported, or RUN/exported-TO)")
+    parser.add_argument(
+        "--adapter",
+        choices=ADAPTERS,
+        help="prismatic, llava: MaskEmbed's decoder (default), the backbone's last two blocks, or a new MLP",
+    )
+    parser.add_argument(
+        "--llm-width", type=int, help=f"prismatic, llava: the language model's width (default {LLM_WIDTH})"
+    )
     parser.add_argument(
         "--ema",
         action=argparse.BooleanOptionalAction,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,9 @@ from torch import Tensor, nn
 
 from locfast.models.backbone import Backbone
 from locfast.models.create import seeded
+from locfast.models.exporters.folder import Features, check_same, relative, some_noise, written_aside
 from locfast.models.model_card import write_model_card
 from locfast.models.softcap import set_softcap
-
-SAME = 5e-3
-"""Relative L2 between the exported model's features and the backbone's; TF32 convolutions on a GPU need this much."""
 
 
 def write_timm_export(
@@ -33,27 +29,17 @@ def write_timm_export(
     """
     plain = plain_timm_model(backbone)
     on_noise = images is None
-    if images is None:
-        images = torch.randn(4, 3, *backbone.image_size, generator=torch.Generator().manual_seed(0))
-    images = images.float().cpu()
+    images = (some_noise(backbone) if images is None else images).float().cpu()
     with torch.no_grad():
         features = set_softcap(plain, softcap).forward_features(images)
         uncapped = set_softcap(plain, None).forward_features(images) if softcap is not None else features
-    _check_same_features(backbone, softcap, images[:1], features[:1])
-    without_cap = None if softcap is None else _relative(uncapped, features)
-    folder = folder.resolve()  # "." has no name to write aside under
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
+    ours = Features(backbone.depth).of(backbone, images[:1], softcap)
+    check_same(f"the exported {type(backbone.model).__name__}", features[:1], ours)
+    without_cap = None if softcap is None else relative(uncapped, features)
+    with written_aside(folder) as aside:
         save_for_hf(plain, str(aside), model_args=_model_args(plain), safe_serialization=True)
         measured_on = f"{len(images)} images of {'Gaussian noise' if on_noise else 'the run'}"
         write_model_card(aside / "README.md", backbone, plain, softcap, without_cap, measured_on, card)
-        folder.mkdir(exist_ok=True)
-        for file in sorted(aside.iterdir()):
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return without_cap
 
 
@@ -82,23 +68,3 @@ def plain_timm_model(backbone: Backbone) -> Any:
 def _model_args(model: Any) -> dict[str, Any]:
     """What beside its name builds the model; no head, whatever it once had."""
     return {key: value for key, value in model._model_args.items() if key != "num_classes"}
-
-
-@torch.no_grad()
-def _check_same_features(backbone: Backbone, softcap: float | None, image: Tensor, features: Tensor) -> None:
-    """Raise unless the backbone makes `features` [1, T, C] of `image` [1, 3, H, W]."""
-    device, training = next(backbone.parameters()).device, backbone.training
-    backbone.eval()
-    with torch.autocast(device.type, enabled=False):
-        ours = backbone(image.to(device), softcap=softcap).cpu()
-    backbone.train(training)
-    difference = _relative(features, ours)
-    if not difference < SAME:
-        raise RuntimeError(
-            f"the exported {type(backbone.model).__name__} does not compute what {backbone.name} computes: relative L2 "
-            f"{difference:.2e}; nothing was written"
-        )
-
-
-def _relative(approximate: Tensor, exact: Tensor) -> float:
-    return ((approximate.float() - exact.float()).norm() / exact.float().norm()).item()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,20 @@ import yaml
 
 from locfast import __version__
 from locfast.models.backbone import Backbone
+
+NOT_KEPT = """## What is not kept
+
+Zero-shot classification and retrieval, where the base model had them. MaskEmbed trains patch tokens, not the path from
+a pooled image embedding to the text tower, and no text tower is retrained to follow. A projection or a pooling head of
+the base model, put on these features, means nothing."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the card of another format says in place of how timm loads the weights. library: as hubs name it."""
+
+    library: str
+    sections: list[str]
 
 
 def describe_run(config: dict[str, Any], metrics: list[dict[str, Any]], step: int, averaged: bool) -> dict[str, Any]:
@@ -41,17 +56,18 @@ def write_model_card(
     without_cap: float | None,
     measured_on: str,
     card: dict[str, Any],
+    target: Target | None = None,
 ) -> None:
     """Write the card of `plain`, the timm model exported from `backbone`. `without_cap` is the relative L2 between its
-    features without and with the cap, measured on `measured_on`."""
+    features without and with the cap, measured on `measured_on`. target: where the export is for another loader."""
     facts = {key: value for key, value in card.items() if key not in ("metrics", "config") and value is not None}
     sections = [
-        _front_matter(plain),
+        _front_matter(plain, target.library if target else "timm"),
         f"# {_title(backbone, facts)}\n\nA Vision Transformer backbone, written by locfast {__version__} on "
         f"{datetime.date.today().isoformat()}. Blocks and final norm were trained for patch features; it has no "
         "classifier and no projection to text.",
-        _loading(plain),
-        _softcap(softcap, without_cap, measured_on),
+        *(target.sections if target else [_loading(plain), _softcap(softcap, without_cap, measured_on)]),
+        NOT_KEPT,
         _images(backbone),
         "## Training\n\n" + _table({"base model": backbone.name, **facts}),
     ]
@@ -71,14 +87,34 @@ def _title(backbone: Backbone, facts: dict[str, Any]) -> str:
     return f"{name}, {facts['method']}" if facts.get("method") else str(name)
 
 
-def _front_matter(plain: Any) -> str:
+def _front_matter(plain: Any, library: str) -> str:
     config = plain.pretrained_cfg
-    lines = ["library_name: timm", "tags: [image-feature-extraction, locality-alignment, locfast]"]
+    lines = [f"library_name: {library}", "tags: [image-feature-extraction, locality-alignment, locfast]"]
     if config.get("license"):
         lines.append(f"license: {config['license']}")
     if config.get("hf_hub_id") and "/" in config["hf_hub_id"]:
         lines.append(f"base_model: {config['hf_hub_id'].partition('@')[0]}")
     return "---\n" + "\n".join(lines) + "\n---"
+
+
+def adapter_section(config: dict[str, Any]) -> str:
+    """What the adapter of an export is. config: its adapter.json."""
+    width = config["llm_width"]
+    kinds = {
+        "maskembed": "The decoder that MaskEmbed trained: the encoder's head, prefix positions set to zero, the "
+        f"decoder's positions, {config['depth']} blocks and norm; then a new linear layer to {width}, zero before the "
+        "VLM is trained",
+        "truncated": f"The backbone's last {config['depth']} blocks and final norm, which the backbone here lacks; "
+        f"then a new linear layer to {width}, zero before the VLM is trained",
+        "mlp": f"Two new linear layers to {width} with a GELU between, nothing trained",
+    }
+    act = f" Its blocks run {config['act']}, as they were trained." if "act" in config else ""
+    return (
+        "## Adapter\n\n`adapter.safetensors`, loaded by `load_adapter` of `maskembed_adapter.py`. "
+        f"{kinds[config['kind']]}. {config['num_tokens']} tokens of width {config['width']} go in and as many come "
+        f"out.{act} Train it with the language model, the backbone frozen. Another width: "
+        "`load_adapter(FOLDER, llm_width=...)`."
+    )
 
 
 def architecture_call(plain: Any) -> str:
