@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import Any
 
 import torch
@@ -35,8 +37,13 @@ def stir(module: nn.Module, seed: int = 0) -> None:
 
 
 def student(kind: str, **changed: Any) -> Backbone:
+    return copy.deepcopy(_student(kind, tuple(changed.items())))
+
+
+@functools.cache  # timm's initialisation of one takes 0.2 s
+def _student(kind: str, changed: tuple[tuple[str, Any], ...]) -> Backbone:
     name, args = KINDS[kind]
-    backbone = load_backbone(name, pretrained=False, **{**args, **changed})
+    backbone = load_backbone(name, pretrained=False, **{**args, **dict(changed)})
     backbone = make_student(backbone, new_norm=True, new_last_block=False)
     stir(backbone)
     return backbone.eval()

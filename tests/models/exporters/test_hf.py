@@ -164,7 +164,7 @@ def test_the_cap_in_bf16_is_as_near_as_the_rest_of_the_tower(export: tuple[Any, 
         features = tower_file.tower_features(half, noise(backbone).bfloat16()).float()
         return ((features - trained).norm() / trained.norm()).item()
 
-    assert off(tower_file.load_tower(folder).bfloat16()) < 0.05  # measured 0.01 to 0.02; without the cap over 0.1
+    assert off(tower_file.load_tower(folder).bfloat16()) < 0.02  # measured 0.008; without the cap 0.28 to 0.35
 
 
 def test_the_config_is_that_of_the_architecture(export: tuple[Any, Path, Any]) -> None:
