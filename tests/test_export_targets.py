@@ -15,7 +15,9 @@ from locfast.cli import parse_train
 from locfast.engine.run import train
 from locfast.export import main
 from locfast.models.exporters.folder import standalone
-from tests.models.exporters.small import student
+from tests.models.exporters.small import one_thread, student
+
+__all__ = ["one_thread"]
 
 
 def make_run(folder: Path, kind: str, *flags: str) -> Path:

@@ -65,6 +65,7 @@ def write(folder: Path, kind: str, adapter: AdapterKind | None = None, cap: floa
         ("siglip", "truncated", CAP),
         ("dinov2_reg", "mlp", CAP),
         ("eva02", None, CAP),
+        ("eva_fused", None, CAP),
         ("beit", None, None),
     ],
 )
