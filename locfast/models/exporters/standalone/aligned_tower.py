@@ -33,7 +33,8 @@ def softcapped_attention(
 
     Logits in fp32: in bf16 those near a cap of 30 would lie 0.125 apart.
     """
-    logits = softcap * torch.tanh((q.float() @ k.float().transpose(-2, -1)) * scale / softcap)
+    with torch.autocast(q.device.type, enabled=False):
+        logits = softcap * torch.tanh((q.float() @ k.float().transpose(-2, -1)) * scale / softcap)
     weights = (logits if mask is None else logits + mask).softmax(dim=-1).to(v.dtype)
     return (weights @ v).transpose(1, 2).contiguous(), weights
 

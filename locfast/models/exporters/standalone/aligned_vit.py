@@ -78,6 +78,7 @@ class AlignedViT(VisionBackbone):
         if default_image_size not in (None, size):
             raise ValueError(f"{folder} was aligned at {size} px, and {default_image_size} px were asked for")
         super().__init__(vision_backbone_id, image_resize_strategy, default_image_size=size)
+        self.folder = Path(folder)
         self.dtype = torch.bfloat16
         vit: Any = timm.create_model(
             config["architecture"], pretrained=False, **{**config["model_args"], "num_classes": 0}

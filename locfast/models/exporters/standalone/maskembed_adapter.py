@@ -51,7 +51,9 @@ class Attention(nn.Module):
         if self.softcap is None:
             out = F.scaled_dot_product_attention(q, k, v)
         else:
-            logits = (q.float() @ k.float().transpose(-2, -1)) * q.shape[-1] ** -0.5
+            # Logits in fp32: in bf16 those near a cap of 30 would lie 0.125 apart.
+            with torch.autocast(q.device.type, enabled=False):
+                logits = (q.float() @ k.float().transpose(-2, -1)) * q.shape[-1] ** -0.5
             out = (self.softcap * torch.tanh(logits / self.softcap)).softmax(dim=-1).to(v.dtype) @ v
         return self.proj(out.transpose(1, 2).flatten(2))
 

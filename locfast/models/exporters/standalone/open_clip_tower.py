@@ -27,7 +27,8 @@ class SoftcapMultiheadAttention(nn.MultiheadAttention):
         product = nn.functional.linear(query, self.in_proj_weight, self.in_proj_bias)
         q, k, v = product.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         # Logits in fp32: in bf16 those near a cap of 30 would lie 0.125 apart.
-        logits = (q.float() @ k.float().transpose(-2, -1)) * q.shape[-1] ** -0.5
+        with torch.autocast(q.device.type, enabled=False):
+            logits = (q.float() @ k.float().transpose(-2, -1)) * q.shape[-1] ** -0.5
         out = (self.softcap * torch.tanh(logits / self.softcap)).softmax(dim=-1).to(v.dtype) @ v
         return self.out_proj(out.transpose(1, 2).flatten(2)), None
 

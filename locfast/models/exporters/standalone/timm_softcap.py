@@ -22,8 +22,9 @@ except ImportError:  # an old timm without EVA-02: its ViTs alone
 
 
 def softcapped_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float) -> Tensor:
-    """q, k, v [B, H, T, D] -> [B, H, T, D]. Logits in fp32: in bf16 those near the cap would lie 0.125 apart."""
-    logits = (q.float() @ k.float().transpose(-2, -1)) * scale
+    """q, k, v [B, H, T, D] -> [B, H, T, D]. Logits in fp32: in bf16 those near a cap of 30 would lie 0.125 apart."""
+    with torch.autocast(q.device.type, enabled=False):
+        logits = (q.float() @ k.float().transpose(-2, -1)) * scale
     return (softcap * torch.tanh(logits / softcap)).softmax(dim=-1).to(v.dtype) @ v
 
 
