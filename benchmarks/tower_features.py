@@ -1,8 +1,8 @@
 """How far off are a tower's patch tokens without its soft cap, without its final norm, or one block earlier?
 
 A VLM's loader may take any of these from an aligned CLIP or SigLIP. ViT-B/16 at 224 px on noise images, **with random
-weights**, so the figures show that the differences are large and not how large they are for a trained model: the card of
-every export says that, measured on the run's own images. Needs transformers. No time is taken.
+weights**, so the figures show that features differ and not by how much a trained model's do: the card of every export
+says that, measured on the run's own images. Needs transformers. No time is taken.
 """
 
 from __future__ import annotations

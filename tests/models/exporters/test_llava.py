@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from locfast.models.exporters.adapter import make_adapter
 from locfast.models.exporters.folder import standalone
@@ -63,3 +67,31 @@ def test_a_truncated_tower_hands_on_what_stands_before_the_blocks_it_lacks(tmp_p
     assert tower.config.num_hidden_layers == 2
     tokens = projector.tokens(tower(noise(backbone)))
     torch.testing.assert_close(tokens, backbone(noise(backbone), softcap=CAP), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_tower_and_adapter_run_where_locfast_cannot_be_imported(export: tuple[Any, Path], tmp_path: Path) -> None:
+    backbone, folder = export
+    images = noise(backbone)
+    save_file({"images": images, "expected": backbone(images, softcap=CAP)}, tmp_path / "case.safetensors")
+    code = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "locfast":
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+from aligned_tower import AlignedTower
+from maskembed_adapter import load_adapter
+from safetensors.torch import load_file
+case = load_file("case.safetensors")
+features = AlignedTower({str(folder)!r})(case["images"])
+print(float((features - case["expected"]).abs().max()), list(load_adapter({str(folder)!r})(features).shape))
+"""
+    env = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
+    )
+    assert told.returncode == 0, told.stderr
+    difference, _, shape = told.stdout.strip().partition(" ")
+    assert float(difference) < 1e-4 and shape == f"[2, {backbone.num_tokens}, 96]"

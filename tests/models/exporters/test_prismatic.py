@@ -125,6 +125,7 @@ def test_fsdp_is_told_to_wrap_the_featurizer_and_each_block(tmp_path: Path) -> N
     wrapped = [name for name, module in vit.named_modules() if policy(module=module, recurse=False, nonwrapped_numel=1)]
     assert wrapped == ["featurizer", *(f"featurizer.vit.blocks.{index}" for index in range(4))]
     assert vit.half_precision_dtype == torch.bfloat16
+    assert vit.folder == tmp_path  # where Prismatic's four lines look for the adapter
 
 
 def test_inside_prismatic_it_is_one_of_its_backbones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
