@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 from timm.models import save_for_hf
@@ -75,6 +77,13 @@ def test_a_run_goes_to_every_target_with_its_card(
         assert part in card, part
     library = {"hf": "transformers", "llava": "transformers", "prismatic": "timm"}.get(target, target)
     assert f"library_name: {library}\n" in card
+    monkeypatch.syspath_prepend(out)
+    code = card.partition("```python\n")[2].partition("```")[0].replace("FOLDER", str(out))
+    names: dict[str, Any] = {"image": Image.new("RGB", (90, 70)), "images": torch.zeros(1, 3, 64, 64)}
+    exec(code, names)  # the card's lines, as they stand
+    assert names["features"].shape == (1, 17, 64)
+    if target in ("prismatic", "llava"):
+        assert names["embeddings"].shape == (1, 17, 4096)
 
 
 def test_the_adapter_holds_the_trained_decoder_and_takes_the_width_that_was_typed(

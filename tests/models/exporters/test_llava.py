@@ -70,8 +70,10 @@ def test_a_truncated_tower_hands_on_what_stands_before_the_blocks_it_lacks(tmp_p
 
 
 @torch.no_grad()
-def test_tower_and_adapter_run_where_locfast_cannot_be_imported(export: tuple[Any, Path], tmp_path: Path) -> None:
-    backbone, folder = export
+def test_tower_and_adapter_run_where_locfast_cannot_be_imported(tmp_path: Path) -> None:
+    backbone, folder = student("clip_quickgelu"), tmp_path / "out"
+    adapter = make_adapter(None, artifacts(backbone), CAP, 96, "llava")
+    write_llava_export(backbone, folder, softcap=CAP, card={}, adapter=adapter)
     images = noise(backbone)
     save_file({"images": images, "expected": backbone(images, softcap=CAP)}, tmp_path / "case.safetensors")
     code = f"""
