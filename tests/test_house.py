@@ -15,6 +15,7 @@ from locfast.config.registry import METHODS
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     "train",
+    "probe",
     "export",
     "env",
     "inspect",

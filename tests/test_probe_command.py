@@ -1,0 +1,165 @@
+"""`python -m locfast.probe`: a user's mistakes end with one message, and nothing is lost by them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from locfast import probe
+from tests.eval.labelled_folder import write_data
+
+QUICK = [
+    "--heads",
+    "linear",
+    "--tasks",
+    "local",
+    "--epochs",
+    "2",
+    "--batch-size",
+    "8",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_data(tmp_path_factory.mktemp("labelled"))
+
+
+def run(*arguments, capsys, monkeypatch) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["probe", *map(str, arguments)])
+    try:
+        probe.main()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    return lambda *arguments: run(*arguments, capsys=capsys, monkeypatch=monkeypatch)
+
+
+def test_a_probe_and_a_comparison_from_the_command_line(call, data, tmp_path):
+    code, told, error = call("--data", data, "--out", tmp_path / "a", "--seeds", "0", "1", *QUICK)
+    assert code == 0, error
+    assert "local, linear" in told and "training images held out" in told
+    assert {"probe.json", "report.html", "counts", "heads", "pictures", "shares.npz"} == {
+        file.name for file in (tmp_path / "a").iterdir()
+    }
+    code, told, error = call("--data", data, "--out", tmp_path / "b", "--no-pretrained", "--name", "blank", *QUICK)
+    assert code == 0, error
+    code, told, error = call("--compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c")
+    assert code == 0, error
+    assert "blank" in told and (tmp_path / "c" / "report.html").is_file()
+    assert json.loads((tmp_path / "c" / "compare.json").read_text())["baseline"] == "demo"
+
+
+def test_the_papers_protocol_is_told_with_its_figures(call, data, tmp_path):
+    code, told, _ = call("--data", data, "--out", tmp_path / "a", "--protocol", "paper", *QUICK)
+    assert code == 0 and "The paper's protocol" in told
+
+
+def test_nothing_is_overwritten_unasked_and_a_probe_that_fails_leaves_the_old_one(call, data, tmp_path):
+    assert call("--data", data, "--out", tmp_path / "a", *QUICK)[0] == 0
+    before = (tmp_path / "a" / "probe.json").read_bytes()
+    code, _, error = call("--data", data, "--out", tmp_path / "a", *QUICK)
+    assert code == 2 and "Add --overwrite" in error
+    bad = write_data(tmp_path / "bad")
+    (bad / "images/train/train3.jpg").write_bytes(b"")
+    code, _, error = call("--data", bad, "--out", tmp_path / "a", "--overwrite", *QUICK)
+    assert code == 2 and "train3.jpg" in error
+    assert (tmp_path / "a" / "probe.json").read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".partial")] == []
+
+
+def harmed(root: Path, harm: str) -> Path:
+    write_data(root)
+    map_file = root / "annotations/train/train5.png"
+    if harm == "other size":
+        Image.fromarray(np.zeros((20, 20), np.uint8)).save(map_file)
+    elif harm == "id out of range":
+        Image.fromarray(np.full((48, 64), 7, np.uint8)).save(map_file)
+    elif harm == "no pair":
+        map_file.unlink()
+    elif harm == "no classes":
+        (root / "classes.txt").unlink()
+    elif harm == "in both":
+        for kind, end in (("images", "jpg"), ("annotations", "png")):
+            (root / kind / "val" / f"train5.{end}").write_bytes((root / kind / "train" / f"train5.{end}").read_bytes())
+    elif harm == "no label anywhere":
+        for file in (root / "annotations/val").iterdir():
+            Image.fromarray(np.full((48, 64), 255, np.uint8)).save(file)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        ("other size", ("train5.jpg", "train5.png", "20 x 20")),
+        ("id out of range", ("train5.png", "7")),
+        ("no pair", ("train5.jpg",)),
+        ("no classes", ("classes.txt",)),
+        ("in both", ("train5.jpg", "training")),
+        ("no label anywhere", ("no validation image has any class",)),
+    ],
+)
+def test_bad_data_is_named(call, tmp_path, harm, told):
+    code, _, error = call("--data", harmed(tmp_path / "data", harm), "--out", tmp_path / "out", *QUICK)
+    assert code == 2 and error.count("locfast:") == 1
+    assert all(word in error for word in told), error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--data", "demo"], "--out DIR"),
+        (["--data", "nowhere", "--out", "o"], "nowhere"),
+        (["--heads", "resnet", "--out", "o"], "--heads resnet"),
+        (["--model", "vit_no_such", "--out", "o"], "vit_no_such"),
+        (["--features", "cache", "--out", "o"], "--cache DIR"),
+        (["--unlabeled", "99", "--out", "o"], "99"),
+        (["--compare", "a", "--out", "o"], "two folders or more"),
+    ],
+)
+def test_mistakes_of_the_user_have_one_message_each(call, tmp_path, monkeypatch, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = call(*arguments, "--limit", "8", "--epochs", "1", "--workers", "0")
+    assert code == 2 and told in error, error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_folder_is_probed_with_its_cap_and_its_weights(data, tmp_path):
+    train = [
+        sys.executable,
+        "-m",
+        "locfast.train",
+        "--method",
+        "maskembed",
+        "--model",
+        "demo",
+        "--data",
+        str(data / "images"),
+    ]
+    tiny = ["--steps", "2", "--batch-size", "4", "--workers", "0", "--device", "cpu", "--out", str(tmp_path / "run")]
+    done = subprocess.run([*train, *tiny], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    wanted = [sys.executable, "-m", "locfast.probe", "--model", str(tmp_path / "run"), "--data", str(data)]
+    done = subprocess.run([*wanted, "--out", str(tmp_path / "p"), *QUICK], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "p" / "probe.json").read_text())
+    assert (result["model"], result["softcap"], result["settings"]["model"]) == ("run", 30.0, str(tmp_path / "run"))
+    done = subprocess.run(
+        [*wanted, "--softcap", "5", "--out", str(tmp_path / "q"), *QUICK], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "is a run" in done.stderr
