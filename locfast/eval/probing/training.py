@@ -88,9 +88,9 @@ def train_heads(
         for rows, tokens in train.tokens.batches(_whole(order, settings.batch_size)):
             for group in optimizer.param_groups:
                 group["lr"] = rate(settings, step, steps)
-            rows = rows.to(device)
+            wanted = {task: _wanted(task, train.targets, rows.to(device)) for task in settings.tasks}
             with autocast():
-                found = torch.stack([_loss(one, one.head(tokens).float(), train.targets, rows) for one in heads])
+                found = torch.stack([_loss(one.head(tokens).float(), wanted[one.task]) for one in heads])
             optimizer.zero_grad()
             found.sum().backward()
             optimizer.step()
@@ -135,22 +135,24 @@ def evaluate(
 
 
 def _scores(one: Trained, logits: Tensor, targets: Targets, rows: Tensor) -> tuple[Scores, float]:
-    loss = _loss(one, logits, targets, rows).item()
-    if one.task == "global":
-        return score(logits, targets.images(rows)), loss
-    truth = targets.unions(rows)
-    if targets.local.ndim == 3:
-        return score(logits, truth), loss
-    told = F.one_hot(logits.argmax(-1), logits.shape[-1]).bool()
-    return score_told(told, logits.log_softmax(-1), truth, truth.any(-1)), loss
+    wanted = _wanted(one.task, targets, rows)
+    loss = _loss(logits, wanted).item()
+    if wanted.dtype == torch.bool:
+        return score(logits, wanted), loss
+    told, truth = F.one_hot(logits.argmax(-1), logits.shape[-1]).bool(), targets.unions(rows)
+    return score_told(told, logits.log_softmax(-1), truth, wanted >= 0), loss
 
 
-def _loss(one: Trained, logits: Tensor, targets: Targets, rows: Tensor) -> Tensor:
-    if one.task == "global":
-        return F.binary_cross_entropy_with_logits(logits, targets.images(rows).float())
-    if targets.local.ndim == 3:
-        return F.binary_cross_entropy_with_logits(logits, targets.unions(rows).float())
-    wanted = targets.local[rows].long()
+def _wanted(task: Task, targets: Targets, rows: Tensor) -> Tensor:
+    """What a head should say of the images `rows`: bool [B, K] or [B, N, K], or ids [B, N] of majority labels."""
+    if task == "global":
+        return targets.images(rows)
+    return targets.unions(rows) if targets.local.ndim == 3 else targets.local[rows].long()
+
+
+def _loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    if wanted.dtype == torch.bool:
+        return F.binary_cross_entropy_with_logits(logits, wanted.float())
     # The sum over labelled patches, so that a batch without one has loss 0 and not NaN.
     total = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="sum")
     return total / (wanted >= 0).sum().clamp(min=1)
