@@ -57,6 +57,9 @@ class Loader:
     crops and which samples can be read are the same whichever decodes. Raises UserError for one asked for by name
     that cannot run.
 
+    `instead` is what the log says comes of a sample that cannot be read, for a caller that drops replacements (in
+    `sequential` the rows whose index is not their position).
+
     `workers` 0 reads in this process, None chooses by the cores of this machine. `pin` None: pinned memory when the
     device is a GPU. `replaced` counts and names what could not be read, as far as batches were handed out. `spent` are
     the seconds that these batches took: "read" and "decode", added up over workers, and "transfer", in which this
@@ -78,12 +81,13 @@ class Loader:
         shuffle: Shuffle = "auto",
         pin: bool | None = None,
         prefetch: int = 4,
+        instead: str = "another sample takes its place",
     ) -> None:
         self.source, self.spec, self.device = source, spec, torch.device(device)
         ordered, self.order = arrange(source, seed, shuffle)
         self.workers = default_workers() if workers is None else workers
         self.pin = self.device.type == "cuda" if pin is None else pin
-        self.prefetch = prefetch
+        self.prefetch, self.instead = prefetch, instead
         self.replaced, self.on_cpu = Replaced(), Counter()
         self.spent = {"read": 0.0, "decode": 0.0, "transfer": 0.0}
         self._decoder, self.decoding = choose(decoder, spec, self.device)
@@ -275,8 +279,8 @@ class Loader:
             if name not in self.replaced.names:
                 self.replaced.names[name] = reason
                 log.warning(
-                    "cannot read %s (%s): another sample takes its place (so far %d files and %d samples)",
-                    *(name, reason, len(self.replaced.names), self.replaced.count),
+                    "cannot read %s (%s): %s (so far %d files and %d samples)",
+                    *(name, reason, self.instead, len(self.replaced.names), self.replaced.count),
                 )
         for kind, name in done.kept:
             if not self.on_cpu[kind]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from locfast.data.sources.class_folder import ClassFolder
 from locfast.data.sources.file_list import FileList
 from locfast.data.sources.folder import ImageFolder, LabelledFolder, is_image
 from locfast.data.sources.shard_names import expand, shards_among
@@ -16,6 +17,7 @@ from locfast.data.spec import Source
 from locfast.errors import UserError, suggest
 
 __all__ = [
+    "ClassFolder",
     "FileList",
     "ImageFolder",
     "LabelledFolder",

@@ -1,0 +1,123 @@
+"""What every evaluation shares: its flags, the models it opens, and what it leaves behind."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from locfast.config.base import TrainConfig
+
+if TYPE_CHECKING:
+    from locfast.eval.commands.models import Models
+    from locfast.eval.global_ability.features import ImageFeatures, Reading
+    from locfast.eval.global_ability.results import Score
+
+POOLS = ("cls", "mean", "cls+mean")
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("models")
+    group.add_argument(
+        "--model", nargs="+", required=True, metavar="M", help="run folders, export folders, or models by timm name"
+    )
+    group.add_argument(
+        "--against",
+        metavar="M",
+        help="what every --model is set against (a run: its own starting model); none: nothing",
+    )
+    group.add_argument("--image-size", type=int, help="pixels of a side, for models that are no runs")
+    group.add_argument("--softcap", type=float, help="soft cap of --model weights that lie in an export folder or file")
+    group.add_argument(
+        "--pretrained", action=argparse.BooleanOptionalAction, default=True, help="random weights without, not of runs"
+    )
+    group.add_argument(
+        "--ema", action=argparse.BooleanOptionalAction, help="a run's averaged weights; default: where it has any"
+    )
+
+
+def add_data(parser: argparse.ArgumentParser, *, train: bool) -> None:
+    group = parser.add_argument_group("data")
+    if train:
+        group.add_argument("--train", required=True, metavar="DIR", help="class folders to learn from: DIR/CLASS/x.jpg")
+    group.add_argument("--val", required=True, metavar="DIR", help="class folders to report: DIR/CLASS/x.jpg")
+    group.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results, a new one")
+    group.add_argument("--overwrite", action="store_true", help="replace the results of another evaluation there")
+    if train:
+        group.add_argument("--pool", choices=POOLS, help="what stands for an image; default: cls, or mean without one")
+    group.add_argument("--batch-size", type=int, default=128, help="images in a batch (default %(default)s)")
+    group.add_argument("--workers", type=int, help="decoding processes; default: by the number of cores")
+    group.add_argument("--decoder", default=TrainConfig.decoder, help="as in training (default %(default)s)")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the backbones")
+    group.add_argument("--seed", type=int, default=0, help="of held-out parts, orders and intervals (default 0)")
+
+
+def reading(args: argparse.Namespace) -> Reading:
+    """How images are read and on what, from the flags. Raises UserError for values that cannot be."""
+    from locfast.engine.precision import pick_device, pick_precision
+    from locfast.errors import UserError
+    from locfast.eval.global_ability.features import Reading
+
+    for name, least in (("batch_size", 1), ("workers", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: type at least {least}.")
+    device = pick_device(args.device)
+    return Reading(device, pick_precision(args.precision, device), args.batch_size, args.workers, args.decoder)
+
+
+def tell_progress() -> None:
+    """What locfast logs goes to stderr: files that cannot be read, and how far it is."""
+    log = logging.getLogger("locfast")
+    log.setLevel(logging.INFO)
+    log.handlers = [logging.StreamHandler(sys.stderr)]
+    log.propagate = False
+
+
+def finish(
+    args: argparse.Namespace,
+    evaluation: str,
+    found: Sequence[Score],
+    models: Models,
+    splits: Mapping[str, tuple[Any, ImageFeatures]],
+    settings: Mapping[str, Any],
+    notes: Sequence[str],
+) -> None:
+    """Write OUT/evaluate.json and print the table. splits: {"val": (its ClassFolder, what was read of it)}."""
+    from rich.console import Console
+
+    from locfast.env import environment
+    from locfast.eval.global_ability.results import write_results
+    from locfast.eval.global_ability.table import score_table
+
+    given = {name: value for name, value in vars(args).items() if name not in ("handed_on", "overwrite")}
+    sections = environment()
+    told = {
+        "settings": {**{name: str(v) if isinstance(v, Path) else v for name, v in given.items()}, **settings},
+        "models": models.described(),
+        "data": {
+            name: {
+                "folder": str(source.root),
+                "images": len(source),
+                "read": len(read),
+                "classes": len(source.classes),
+                "unreadable": read.unreadable,
+            }
+            for name, (source, read) in splits.items()
+        },
+        "notes": list(notes),
+        "versions": {**sections["versions"], **sections["optional"]},
+        "gpus": sections["GPUs"],
+    }
+    file = write_results(args.out, evaluation, found, told)
+    Console().print(score_table(found, f"{evaluation}: {splits['val'][0]!r}"))
+    for name, (source, read) in splits.items():
+        if lost := len(source) - len(read):
+            print(f"{lost} of {len(source)} {name} images could not be read and were left out, named in {file}")
+    for note in notes:
+        print(note)
+    print(f"written to {file}")

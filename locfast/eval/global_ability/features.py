@@ -1,0 +1,140 @@
+"""Frozen features of class folders: every image is read once for all backbones, through the data room's loader."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from locfast.data.loader import Loader
+from locfast.data.sources.class_folder import ClassFolder
+from locfast.data.spec import CropPolicy, ImageSpec, View
+from locfast.errors import UserError
+from locfast.eval.global_ability.pooling import Embed
+from locfast.models.backbone import Backbone
+
+log = logging.getLogger("locfast")
+
+EVERY = 10.0
+"""Seconds between two lines that tell how far it is."""
+FEW = 128
+"""Up to this many images are decoded faster here than worker processes start."""
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A backbone, how its features are taken, and what of its tokens stands for the image."""
+
+    backbone: Backbone
+    softcap: float | None
+    embed: Embed
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read and in what precision backbones compute (fp32, or bf16 by autocast)."""
+
+    device: torch.device
+    precision: str = "fp32"
+    batch_size: int = 128
+    workers: int | None = None
+    decoder: str = "auto"
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What could be read of a class folder, in its order."""
+
+    features: dict[str, Tensor]  # by tower: [M, C] fp32, on the CPU
+    labels: Tensor  # [M] int64
+    index: Tensor  # [M] int64, places in the source
+    unreadable: dict[str, str]
+    """Files that could not be read, and why. No other image stands in for them."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def evaluation_view(backbone: Backbone) -> View:
+    """The backbone's own evaluation transform."""
+    crop = backbone.model.pretrained_cfg.get("crop_mode") or "center"
+    if crop not in get_args(CropPolicy):
+        log.warning("%s: its config asks for the crop %r, which locfast lacks; taking center", backbone.name, crop)
+        crop = "center"
+    return View(
+        size=backbone.image_size,
+        mean=backbone.mean,
+        std=backbone.std,
+        crop=crop,
+        crop_pct=backbone.crop_pct,
+        interpolation=backbone.interpolation,  # type: ignore[arg-type]  # checked by Backbone
+    )
+
+
+@torch.inference_mode()
+def image_features(source: ClassFolder, towers: Mapping[str, Tower], reading: Reading) -> ImageFeatures:
+    """Features of every readable image, by tower; towers with the same transform see the very same pixels.
+
+    Raises UserError where no image of a class can be read, and where features are not finite.
+    """
+    views: dict[View, str] = {}
+    of = {
+        name: views.setdefault(evaluation_view(tower.backbone), f"view{len(views)}") for name, tower in towers.items()
+    }
+    for tower in towers.values():
+        tower.backbone.to(reading.device)
+    loader = Loader(
+        source,
+        ImageSpec({name: view for view, name in views.items()}),
+        seed=0,  # draws nothing: these views have neither random crops nor flips
+        workers=0 if len(source) <= FEW else reading.workers,
+        device=reading.device,
+        decoder=reading.decoder,
+        instead="it is left out",
+    )
+    parts: dict[str, list[Tensor]] = {name: [] for name in towers}
+    indices, start, told = [], perf_counter(), perf_counter()
+    for batch in loader.sequential(0, torch.arange(len(source)).split(reading.batch_size)):
+        asked, shown = batch["position"], batch["index"]
+        read = (asked == shown).nonzero()[:, 0]  # a row of another index stands in for an unreadable one
+        indices.append(shown[read].cpu())
+        for name, tower in towers.items():
+            parts[name].append(_features(tower, batch["views"][of[name]][read], reading).cpu())
+        if perf_counter() - told > EVERY:
+            told, done = perf_counter(), int(asked[-1]) + 1
+            log.info("%d of %d images of %s, %.0f a second", done, len(source), source.root, done / (told - start))
+    index = torch.cat(indices)
+    features = {name: torch.cat(parts.pop(name)) for name in towers}
+    for name, values in features.items():
+        if not bool(values.isfinite().all()):
+            bad = int((~values.isfinite().all(1)).nonzero()[0, 0])
+            raise UserError(
+                f"the features of {name} are not finite, first at {source.name(int(index[bad]))}. Type --precision "
+                "fp32; if they stay so, the weights are damaged."
+            )
+    labels = torch.from_numpy(source.labels)[index]
+    _check_every_class(source, labels, loader.replaced.names)
+    return ImageFeatures(features, labels, index, dict(loader.replaced.names))
+
+
+def _features(tower: Tower, images: Tensor, reading: Reading) -> Tensor:
+    """images [B, 3, H, W], normalised -> [B, C] fp32."""
+    if not len(images):
+        return tower.embed(images.new_zeros(0, tower.backbone.num_tokens, tower.backbone.embed_dim)).float()
+    with torch.autocast(reading.device.type, dtype=torch.bfloat16, enabled=reading.precision == "bf16"):
+        tokens = tower.backbone.forward_features(images, softcap=tower.softcap)
+    return tower.embed(tokens.float())
+
+
+def _check_every_class(source: ClassFolder, labels: Tensor, unreadable: Mapping[str, Any]) -> None:
+    there = torch.bincount(labels, minlength=len(source.classes))
+    if gone := [name for name, count in zip(source.classes, there.tolist(), strict=True) if not count]:
+        raise UserError(
+            f"no image of the class {gone[0]} in {source.root} can be read, first {next(iter(unreadable))}. "
+            f"`python -m locfast.data stats {source.root}` names all that are damaged."
+        )

@@ -1,0 +1,111 @@
+"""Scores of several models on the same validation images, what they differ by, and the file that keeps them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from locfast.errors import UserError
+from locfast.eval.global_ability.intervals import Interval, bootstrap, interval
+
+SCHEMA = 1
+FILE = "evaluate.json"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of a model from the one it is set against, on the same images; shares of 1."""
+
+    against: str
+    accuracy: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model under one setting. Accuracies are shares of 1; intervals are of 95 %."""
+
+    setting: str
+    """For example k = 20."""
+    model: str
+    accuracy: float
+    interval: Interval
+    mean_per_class: float
+    per_class: dict[str, float]
+    difference: Difference | None
+    details: dict[str, Any] = field(default_factory=dict)
+    """What was chosen on the way, a penalty for example."""
+
+
+def scores(
+    setting: str,
+    predictions: Mapping[str, Tensor],
+    labels: Tensor,
+    classes: Sequence[str],
+    against: Mapping[str, str],
+    *,
+    seed: int = 0,
+    details: Mapping[str, dict[str, Any]] | None = None,
+) -> list[Score]:
+    """One score a model, in the order of `predictions` ({model: [M] int64}).
+
+    labels [M] int64, every class among them. against: {model: the model whose score is taken from its own}.
+    """
+    right = {name: predicted == labels for name, predicted in predictions.items()}
+    drawn = bootstrap(right, seed)
+    counts = torch.bincount(labels, minlength=len(classes)).double()
+    accuracy = {name: one.double().mean().item() for name, one in right.items()}
+    told = []
+    for name, one in right.items():
+        by_class = torch.bincount(labels[one], minlength=len(classes)) / counts
+        difference = None
+        if other := against.get(name):
+            spread = interval(drawn[name] - drawn[other])
+            difference = Difference(other, accuracy[name] - accuracy[other], spread)
+        told.append(
+            Score(
+                setting=setting,
+                model=name,
+                accuracy=accuracy[name],
+                interval=interval(drawn[name]),
+                mean_per_class=by_class.mean().item(),
+                per_class=dict(zip(classes, by_class.tolist(), strict=True)),
+                difference=difference,
+                details=dict((details or {}).get(name, {})),
+            )
+        )
+    return told
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Make the folder of the results. Raises UserError where it holds anything and may not be overwritten."""
+    try:
+        there = sorted(os.listdir(out)) if out.exists() else []
+        if there and not overwrite:
+            raise UserError(f"--out {out}: it is there already and holds {there[0]}. Add --overwrite, or give another.")
+        if there and FILE not in there:
+            raise UserError(
+                f"--out {out} --overwrite: the folder holds no {FILE} but {there[0]}, so it is not of an evaluation. "
+                "Give another --out."
+            )
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--out {out}: this folder cannot be made or read ({error.strerror}). Give a folder that you may write to."
+        ) from None
+
+
+def write_results(out: Path, evaluation: str, found: Sequence[Score], told: Mapping[str, Any]) -> Path:
+    """OUT/evaluate.json, whole or not at all: what was evaluated and how (`told`), then every score."""
+    values = {"schema": SCHEMA, "evaluation": evaluation, **told, "scores": [asdict(one) for one in found]}
+    aside = out / f".{FILE}"
+    aside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, out / FILE)
+    return out / FILE

@@ -1,0 +1,137 @@
+"""The text tower of an open_clip model, and what stands between a backbone's tokens and its joint space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from locfast.errors import UserError, suggest
+from locfast.eval.global_ability.pooling import Embed, has_cls
+from locfast.models.backbone import FAMILIES, Backbone
+from locfast.models.create import seeded
+
+INSTALL = "pip install 'locfast[open-clip]'"
+SAME = 1e-2
+"""Relative difference of patch embeddings below which two towers have one origin; half precision gives 5e-4."""
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """An open_clip model, on the CPU until `classifier` moves it, and its tokenizer."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+
+    @torch.no_grad()
+    def classifier(self, names: Sequence[str], templates: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
+        """One unit vector a class, the mean over the prompts' unit vectors: [E, K] fp32, on `device`.
+
+        templates: prompts with {} where the name goes.
+        """
+        import open_clip
+
+        model = self.model.to(device)
+        return open_clip.build_zero_shot_classifier(model, self.tokenizer, names, templates, device=device).float()
+
+    @torch.no_grad()
+    def logits(self, embeddings: Tensor, classifier: Tensor) -> Tensor:
+        """Image embeddings [M, E] and a classifier [E, K] -> [M, K]: cosines, scaled and shifted as in training."""
+        cosine = nn.functional.normalize(embeddings, dim=-1) @ classifier
+        bias = getattr(self.model, "logit_bias", None)
+        cosine = cosine * self.model.logit_scale.detach().exp().to(cosine)
+        return cosine if bias is None else cosine + bias.detach().to(cosine)
+
+
+def open_text_tower(name: str, pretrained: str, *, seed: int = 0) -> TextTower:
+    """An open_clip model by name, or by a config file (.json), in evaluation mode, on the CPU.
+
+    pretrained: a tag of open_clip's, a checkpoint file, or "none" for weights drawn from `seed`. Raises UserError
+    where open_clip is not installed and where names, files or a network do not lead to a model and its tokenizer.
+    """
+    try:
+        import open_clip
+    except ImportError as error:
+        raise UserError(
+            f"zero-shot needs open_clip for the text tower, which cannot be imported ({error}). Type {INSTALL}"
+        ) from None
+    if name.endswith(".json"):
+        if not Path(name).is_file():
+            raise UserError(f"--text-model {name}: no such file. Give a config of open_clip, or a name it knows.")
+        open_clip.add_model_config(Path(name))
+        name = Path(name).stem
+    if name not in open_clip.list_models():
+        near = suggest(name, open_clip.list_models())
+        raise UserError(
+            f"--text-model {name}: open_clip {open_clip.__version__} has no such model{near or '.'} `python -c 'import "
+            "open_clip; print(open_clip.list_models())'` lists them; a config file (.json) works too."
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained != "none" and pretrained not in tags and not Path(pretrained).is_file():
+        raise UserError(
+            f"--text-pretrained {pretrained}: neither a file nor weights that open_clip has for {name}"
+            f"{suggest(pretrained, tags) or '.'} It has {', '.join(tags) or 'none'}; none draws random ones."
+        )
+    try:
+        with seeded(seed):
+            model = open_clip.create_model(name, pretrained=None if pretrained == "none" else pretrained)
+        tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:  # the hub, pickle, torch and transformers have errors of many kinds
+        told = (str(error).strip() or repr(error)).splitlines()[0][:200]
+        raise UserError(
+            f"--text-model {name} --text-pretrained {pretrained}: open_clip could not load it ({type(error).__name__}: "
+            f"{told}). Without a network, fetch its checkpoint elsewhere and type --text-pretrained FILE."
+        ) from None
+    return TextTower(name, model.eval().requires_grad_(False), tokenizer)
+
+
+def projection(text: TextTower, backbone: Backbone, name: str) -> Embed:
+    """From tokens behind the final norm to the joint space: [B, T, C] -> [B, E], by `text`'s own image tower.
+
+    CLIP: the CLS token times `visual.proj`. Towers that open_clip takes from timm: the trunk's head (SigLIP: attention
+    pooling; EVA-02 CLIP: the CLS token and a linear layer) and what open_clip has behind it. Raises UserError for
+    other towers, and where `backbone`, called `name`, is another architecture than that tower.
+    """
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import VisionTransformer
+
+    visual: Any = text.model.visual
+    if isinstance(visual, VisionTransformer) and visual.pool_type == "tok" and visual.attn_pool is None:
+        if visual.final_ln_after_pool is False and has_cls(backbone):
+            blocks = visual.transformer.resblocks
+            _check_same(text, backbone, name, visual.conv1, len(blocks))
+            return lambda tokens: tokens[:, 0] if visual.proj is None else tokens[:, 0] @ visual.proj.to(tokens)
+    elif isinstance(visual, TimmModel) and isinstance(visual.trunk, tuple(FAMILIES.values())):
+        trunk: Any = visual.trunk
+        _check_same(text, backbone, name, trunk.patch_embed.proj, len(trunk.blocks))
+        if backbone.has_final_norm == (not isinstance(trunk.norm, nn.Identity)):
+            return lambda tokens: visual.head(trunk.forward_head(tokens))
+    raise UserError(
+        f"--text-model {text.name} with {name}: zero-shot works for CLIP with a CLS token (ViT-B-16, ViT-L-14-336, "
+        "...), for SigLIP and for EVA-02 CLIP, and this pair is none of them. kNN and linear work for every backbone."
+    )
+
+
+def same_origin(text: TextTower, backbone: Backbone) -> bool:
+    """Whether the patch embedding of an unaligned backbone is that of `text`'s image tower."""
+    visual = text.model.visual
+    theirs = (visual.conv1 if hasattr(visual, "conv1") else visual.trunk.patch_embed.proj).weight.detach().cpu()
+    ours = backbone.model.patch_embed.proj.weight.detach().cpu()
+    return bool((ours - theirs).norm() <= SAME * theirs.norm())
+
+
+def _check_same(text: TextTower, backbone: Backbone, name: str, stem: nn.Conv2d, depth: int) -> None:
+    theirs = (stem.out_channels, depth, tuple(stem.kernel_size))
+    ours = (backbone.embed_dim, backbone.depth, backbone.patch_size)
+    if ours != theirs:
+        what = "width {}, depth {}, patches of {} px"
+        raise UserError(
+            f"--text-model {text.name}: its image tower ({what.format(*theirs)}) is not the architecture of {name} "
+            f"({what.format(*ours)}), whose features its projection cannot read. Type the open_clip model that {name} "
+            "comes from."
+        )
