@@ -116,7 +116,9 @@ def _sub_folders(root: Path) -> tuple[str, ...]:
         near = suggest(root.name, os.listdir(root.parent)) if root.parent.is_dir() else ""
         raise UserError(f"asked for the class folders in {root}, found no such folder{near or '; ' + layout}") from None
     except OSError as error:
-        raise UserError(f"asked for the class folders in {root}, found {error.strerror.lower()}; {layout}") from None
+        raise UserError(
+            f"asked for the class folders in {root}, found what cannot be read ({error.strerror}); {layout}"
+        ) from None
     folders = tuple(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     if len(folders) < 2:
         loose = sum(is_image(entry.name) for entry in entries)

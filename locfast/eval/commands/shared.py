@@ -114,7 +114,8 @@ def finish(
         "gpus": sections["GPUs"],
     }
     file = write_results(args.out, evaluation, found, told)
-    Console().print(score_table(found, f"{evaluation}: {splits['val'][0]!r}"))
+    print(f"{evaluation}, {splits['val'][0]!r}: top-1 accuracy in percent, 95 % intervals over images below")
+    Console().print(score_table(found))
     for name, (source, read) in splits.items():
         if lost := len(source) - len(read):
             print(f"{lost} of {len(source)} {name} images could not be read and were left out, named in {file}")

@@ -70,7 +70,7 @@ def evaluation_view(backbone: Backbone) -> View:
         size=backbone.image_size,
         mean=backbone.mean,
         std=backbone.std,
-        crop=crop,
+        crop=crop,  # type: ignore[arg-type]  # checked above
         crop_pct=backbone.crop_pct,
         interpolation=backbone.interpolation,  # type: ignore[arg-type]  # checked by Backbone
     )

@@ -50,8 +50,10 @@ class Linear:
 
     @property
     def at_edge(self) -> bool:
-        """Whether the best value was the smallest or the largest that was tried."""
-        return len(self.held_out) > 1 and self.chosen in (min(self.held_out), max(self.held_out))
+        """Whether the smallest or the largest value that was tried was better than all others."""
+        others = [share for value, share in self.held_out.items() if value != self.chosen]
+        ends = (min(self.held_out), max(self.held_out))
+        return bool(others) and self.chosen in ends and self.held_out[self.chosen] > max(others)
 
 
 def hold_out_tenth(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:

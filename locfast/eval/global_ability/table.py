@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def score_table(found: Sequence[Score], title: str) -> Table:
+def score_table(found: Sequence[Score]) -> Table:
     """A row a setting; in percent, each figure above its 95 % interval."""
     from rich.table import Table
 
-    table = Table(title=title, caption="top-1 accuracy in percent; below it the 95 % interval over validation images")
+    table = Table()
     table.add_column("")
     models = list(dict.fromkeys(one.model for one in found))
     of = {(one.setting, one.model): one for one in found}
