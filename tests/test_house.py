@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     "train",
     "probe",
+    "evaluate",
+    "evaluate knn",
     "export",
     "env",
     "inspect",
