@@ -27,15 +27,26 @@ def main() -> None:
     args = _parser().parse_args()
     if args.out is None:
         raise UserError("--out DIR: say where results go, for example --out runs/probe-demo.")
-    if not args.overwrite and args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise UserError(
-            f"--out {args.out}: something is there already, and nothing is overwritten unasked. Add --overwrite, or "
-            "give another --out."
-        )
+    args.out = args.out.resolve()  # "." has no name to write aside under
+    _check_out(args.out, args.overwrite)
     if args.compare:
         _compare(args)
     else:
         _probe(args)
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    """Raises UserError where something is there that may not be replaced: --overwrite is for probes alone."""
+    there = sorted(file.name for file in out.iterdir()) if out.is_dir() else [out.name] if out.exists() else []
+    if there and not overwrite:
+        raise UserError(
+            f"--out {out}: something is there already ({there[0]}), and nothing is overwritten unasked. Add "
+            "--overwrite, or give another --out."
+        )
+    probe = {"probe.json", "compare.json"} & set(there)
+    if there and ("config.yaml" in there or not probe):
+        what = "a run" if "config.yaml" in there else f"{there[0]}, and no probe,"
+        raise UserError(f"--out {out} --overwrite: {what} is there, so nothing is deleted. Give another --out.")
 
 
 def _compare(args: argparse.Namespace) -> None:

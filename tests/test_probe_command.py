@@ -74,6 +74,15 @@ def test_nothing_is_overwritten_unasked_and_a_probe_that_fails_leaves_the_old_on
     before = (tmp_path / "a" / "probe.json").read_bytes()
     code, _, error = call("--data", data, "--out", tmp_path / "a", *QUICK)
     assert code == 2 and "Add --overwrite" in error
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("x")
+    code, _, error = call("--data", data, "--out", tmp_path / "thesis", "--overwrite", *QUICK)
+    assert code == 2 and "thesis.tex" in error and (tmp_path / "thesis" / "thesis.tex").is_file()
+    (tmp_path / "run").mkdir()
+    for file in ("probe.json", "config.yaml"):  # as the embedded demo leaves them
+        (tmp_path / "run" / file).write_text("{}")
+    code, _, error = call("--data", data, "--out", tmp_path / "run", "--overwrite", *QUICK)
+    assert code == 2 and "a run is there" in error and (tmp_path / "run" / "config.yaml").is_file()
     bad = write_data(tmp_path / "bad")
     (bad / "images/train/train3.jpg").write_bytes(b"")
     code, _, error = call("--data", bad, "--out", tmp_path / "a", "--overwrite", *QUICK)

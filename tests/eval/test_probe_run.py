@@ -1,6 +1,7 @@
 """A probe of real files: same seed, same figures; validation images choose nothing; a cache is whole or not there."""
 
 import os
+import platform
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,7 +125,20 @@ def test_a_cache_of_other_weights_or_of_changed_images_is_not_used(data, tmp_pat
     os.utime(own / "annotations/val/val3.png", ns=(1, 1))
     run(own, tmp_path / "d", **options)
     assert ["written" in line for line in lines if "features" in line] == [True] * 8
-    assert cache.weights_key(load_backbone("demo", False, seed=1)) != cache.weights_key(load_backbone("demo", False))
+
+
+def test_models_that_differ_in_weights_heads_or_activation_have_caches_of_their_own():
+    tiny = {"image_size": 32, "depth": 1, "embed_dim": 32, "num_heads": 2}
+    names = ("vit_base_patch16_clip_224", "vit_base_patch16_clip_quickgelu_224")
+    models = [load_backbone(name, False, seed=1, **tiny) for name in (*names, names[0])]
+    gelu, quick, again = models
+    quick.load_state_dict(gelu.state_dict())
+    other = load_backbone(names[0], False, seed=1, **{**tiny, "num_heads": 4})
+    assert all(torch.equal(one, gelu.state_dict()[key]) for key, one in other.state_dict().items())
+    assert cache.model_key(gelu) == cache.model_key(again)
+    with torch.no_grad():
+        again.model.cls_token += 1e-3
+    assert len({cache.model_key(one) for one in (gelu, quick, again, other)}) == 4
 
 
 @pytest.mark.parametrize("harm", ["cut tokens", "no mark", "cut labels", "killed"])
@@ -141,8 +155,9 @@ def test_an_interrupted_cache_is_not_taken_for_a_whole_one(data, tmp_path, harm,
         elif harm == "cut labels":
             os.truncate(folder / "labels.safetensors", 40)
         else:  # as a killed process leaves it
-            folder.rename(folder.with_name(".partial-" + folder.name))
+            folder.rename(folder.with_name(f".partial-{platform.node()}-{2**22 + 1}-{folder.name}"))
     again = run(data, tmp_path / "b", **options)
+    assert sorted((tmp_path / "cache").iterdir()) == folders  # what was left of the first is gone
     assert same_figures(first, again)
     assert ["written" in line for line in lines if "features" in line] == [True] * 4
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 ROWS = 65536
 """Images whose logits are held at a time: 0.26 GB for 1000 classes."""
 TOLERANCE = 1e-6
-"""The largest element of the gradient at which a fit ends; or a thousandth of it as the change of the loss, which is below
-what fp32 resolves."""
+"""The largest element of the gradient at which a fit ends; or a thousandth of it as the change of the loss, which is
+below what fp32 resolves."""
 CONVERGED = 1e-4
 """The largest element of the gradient of a fit that counts as converged: scikit-learn's default."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,16 +13,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from locfast.eval.probing.targets import Targets
+from locfast.models.backbone import Backbone
 
 VERSION = 1
 
 
-def weights_key(model: nn.Module) -> str:
-    """Of all parameters and buffers of a model, by name: other weights, another key."""
-    digest = hashlib.sha256()
+def model_key(backbone: Backbone) -> str:
+    """Of all parameters and buffers of a backbone by name, and of its layers: other weights, another activation or
+    another number of heads, another key."""
+    model = backbone.model
+    digest = hashlib.sha256(f"{type(model).__name__} {backbone.num_heads} {model}".encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -40,7 +44,8 @@ class Writer:
     def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
         self.folder, self.shape = folder, shape
         folder.parent.mkdir(parents=True, exist_ok=True)
-        self.aside = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+        _sweep(folder.parent)
+        self.aside = Path(tempfile.mkdtemp(prefix=f"{_aside()}{os.getpid()}-", dir=folder.parent))
         self.values = np.lib.format.open_memmap(self.aside / "tokens.npy", "w+", np.float16, shape)
         self.written = 0
 
@@ -74,10 +79,22 @@ def read(folder: Path) -> tuple[np.ndarray, Targets] | None:
     """Tokens [M, T, C], mapped into memory, and their labels; None where `folder` is not there or not whole."""
     try:
         facts = json.loads((folder / "whole.json").read_text(encoding="utf-8"))
-        values = np.load(folder / "tokens.npy", mmap_mode="r")
+        values = np.load(folder / "tokens.npy", mmap_mode="c")  # writable to torch, and never to the file
         tensors = load_file(folder / "labels.safetensors")
     except Exception:  # a file that is missing or cut short: numpy, json and safetensors each say so in their way
         return None
     if list(values.shape) != facts["shape"] or len(tensors["local"]) != len(values):
         return None
     return values, Targets(**tensors, num_classes=facts["classes"])
+
+
+def _aside() -> str:
+    return f".partial-{platform.node()}-"
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what processes of this machine left that were killed while they wrote."""
+    for folder in cache.glob(f"{_aside()}*"):
+        process = folder.name.removeprefix(_aside()).partition("-")[0]
+        if process.isdecimal() and not os.path.exists(f"/proc/{process}"):
+            shutil.rmtree(folder, ignore_errors=True)

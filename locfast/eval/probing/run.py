@@ -130,7 +130,7 @@ def _sees(
     def nothing(pixels: Tensor) -> Tensor:
         return pixels.new_zeros(len(pixels), backbone.num_tokens, backbone.embed_dim)
 
-    key = {"weights": cache.weights_key(backbone), "softcap": softcap, "control": settings.control == "position"}
+    key = {"model": cache.model_key(backbone), "softcap": softcap, "control": settings.control == "position"}
     featurize = nothing if settings.control == "position" else features
     return Backbones(
         featurize, backbone.num_tokens, backbone.embed_dim, backbone.patch_size, {**key, "precision": precision}
