@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -172,3 +173,24 @@ def test_a_run_folder_is_probed_with_its_cap_and_its_weights(data, tmp_path):
         [*wanted, "--softcap", "5", "--out", str(tmp_path / "q"), *QUICK], capture_output=True, text=True
     )
     assert done.returncode == 2 and "is a run" in done.stderr
+
+
+def test_a_probe_that_is_killed_while_it_fills_its_cache_leaves_nothing_that_the_next_one_takes(call, tmp_path):
+    """A real process, killed at once when its cache begins; the next probe makes both splits anew and agrees."""
+    cache, data = tmp_path / "cache", ["--data", "demo", "--limit", "300", "--features", "cache", "--cache"]
+    words = [sys.executable, "-m", "locfast.probe", *data, str(cache), *QUICK, "--out", str(tmp_path / "killed")]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(cache.glob(".partial-*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    left = list(cache.glob(".partial-*"))
+    assert left and not list(cache.glob("[!.]*")) and not (tmp_path / "killed").exists()
+    code, told, error = call(*data, cache, *QUICK, "--out", tmp_path / "a")
+    assert code == 0 and told.count("features written") == 2, error
+    assert not [folder for folder in left if folder.exists()]  # and what was left is gone
+    code, told, error = call(*data, cache, *QUICK, "--out", tmp_path / "b")
+    assert code == 0 and told.count("features read") == 2, error
+    first, second = (json.loads((tmp_path / name / "probe.json").read_text())["heads"] for name in "ab")
+    assert first == second
