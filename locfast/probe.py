@@ -18,6 +18,7 @@ from locfast.errors import UserError
 if TYPE_CHECKING:
     from locfast.eval.probing.results import ProbeResult
 
+FILE = "probe.json"
 DEMO = {"epochs": 20, "warmup": 100, "lr": 3e-3, "batch_size": 64}
 """For the embedded scenes, which are few and easy: the paper's 5 epochs are made for 118,000 photographs."""
 
@@ -43,10 +44,21 @@ def _check_out(out: Path, overwrite: bool) -> None:
             f"--out {out}: something is there already ({there[0]}), and nothing is overwritten unasked. Add "
             "--overwrite, or give another --out."
         )
-    probe = {"probe.json", "compare.json"} & set(there)
+    probe = {FILE, "compare.json"} & set(there)
     if there and ("config.yaml" in there or not probe):
         what = "a run" if "config.yaml" in there else f"{there[0]}, and no probe,"
         raise UserError(f"--out {out} --overwrite: {what} is there, so nothing is deleted. Give another --out.")
+
+
+def _move(made: Path, out: Path) -> None:
+    """Put what was made in the place of what is in `out`, of which the folder itself stays: a shell may stand in it."""
+    if out.is_file():
+        out.unlink()
+    out.mkdir(exist_ok=True)
+    for entry in list(out.iterdir()):
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    for entry in sorted(made.iterdir(), key=lambda entry: entry.name == FILE):  # which marks the folder, and comes last
+        entry.rename(out / entry.name)
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -116,9 +128,7 @@ def _probe(args: argparse.Namespace) -> None:
             limit=args.limit,
             tell=lambda line: print(line, flush=True),
         )
-        if args.out.exists():  # --overwrite, and only now that there is something to put in its place
-            shutil.rmtree(args.out) if args.out.is_dir() else args.out.unlink()
-        aside.rename(args.out)
+        _move(aside, args.out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     _print(result, args.out)

@@ -92,6 +92,16 @@ def test_nothing_is_overwritten_unasked_and_a_probe_that_fails_leaves_the_old_on
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".partial")] == []
 
 
+def test_the_folder_that_one_stands_in_is_kept(call, data, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    before = Path(".").stat().st_ino
+    for overwrite in ([], ["--overwrite"]):
+        code, _, error = call("--data", data, "--out", ".", *overwrite, *QUICK)
+        assert code == 0 and Path("probe.json").is_file(), error
+    assert (tmp_path / "here").stat().st_ino == before
+
+
 def harmed(root: Path, harm: str) -> Path:
     write_data(root)
     map_file = root / "annotations/train/train5.png"
