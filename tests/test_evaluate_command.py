@@ -7,7 +7,6 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +114,7 @@ def test_run_is_set_against_its_own_starting_model(evaluate, run: Path, original
         low, high = after["difference"]["interval"]
         assert low <= after["difference"]["accuracy"] <= high
         assert set(after["per_class"]) == set(HUES)
-    assert told["versions"]["torch"] == version("torch")
+    assert told["versions"]["torch"] == torch.__version__
     shown = capsys.readouterr().out
     assert "difference from" in shown and "k = 10" in shown and "aligned" in shown
 
@@ -137,7 +136,7 @@ def test_unreadable_image_is_left_out_counted_and_named(evaluate, data, original
 def test_features_are_the_backbones_under_its_cap_whatever_the_batch(data, original: Path) -> None:
     backbone = load_backbone(str(original)).eval()
     source = ClassFolder(data[1])
-    tower = {cap: Tower(backbone, cap, pooled(backbone, "cls+mean")) for cap in (None, 1e-3)}
+    tower = {cap: Tower(backbone, cap, pooled(backbone, "cls+mean")) for cap in (None, 0.05)}
     read = image_features(
         source, {str(cap): one for cap, one in tower.items()}, Reading(torch.device("cpu"), batch_size=5)
     )
@@ -146,7 +145,7 @@ def test_features_are_the_backbones_under_its_cap_whatever_the_batch(data, origi
     whole = image_features(source, {"None": tower[None]}, Reading(torch.device("cpu"), batch_size=27, workers=2))
     # batches of other sizes are other matrix products: a few units in the last place
     torch.testing.assert_close(read.features["None"], whole.features["None"], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(read.features["None"], read.features["0.001"], atol=1e-3)
+    assert not torch.allclose(read.features["None"], read.features["0.05"], atol=1e-3)
 
     with Image.open(source.name(20)) as image:  # timm's own transform of the same file
         from timm.data import create_transform, resolve_data_config
@@ -167,7 +166,7 @@ def test_mean_stands_in_where_there_is_no_cls_token(evaluate, tmp_path: Path, mo
     save_for_hf(registers.model, str(folder), safe_serialization=True)
     told = evaluate("knn", "--model", folder, "--k", 3)
     assert told["settings"]["pools"] == {str(folder): "mean"}
-    words = ("--train", data[0], "--val", data[1], "--out", tmp_path / "other", "--k", 3)
+    words = ("--train", data[0], "--val", data[1], "--out", tmp_path / "other")
     assert "has no CLS token" in refused(monkeypatch, capsys, "knn", "--model", folder, "--pool", "cls+mean", *words)
 
 
@@ -175,8 +174,7 @@ def test_mean_stands_in_where_there_is_no_cls_token(evaluate, tmp_path: Path, mo
 def test_same_seed_same_figures(evaluate, run: Path, solver: str) -> None:
     words = ("--model", run, "--solver", solver, *(("--l2", 0.01, 0.1) if solver == "lbfgs" else ()))
     first, again, other = (evaluate("linear", *words, "--seed", s, out=o) for s, o in ((0, "a"), (0, "b"), (1, "c")))
-    assert first["scores"] == again["scores"]
-    assert solver == "lbfgs" or first["scores"] != other["scores"]  # whose optimum no seed moves
+    assert first["scores"] == again["scores"] and first["scores"] != other["scores"]
     aligned = first["scores"][1]
     assert aligned["accuracy"] > 0.6 and aligned["model"] == "aligned"  # colours of three classes: 1/3 by chance
     held_out = {one["value"]: one["accuracy"] for one in aligned["details"]["held_out"]}
@@ -256,7 +254,7 @@ def test_mistakes_end_with_one_message_and_exit_code_2(data, original, run, tmp_
     pair = ("--train", train_root, "--val", val)
     assert "did you mean 'train'" in told("knn", "--model", original, "--train", f"{train_root}n", "--val", val)
     assert "one sub-folder sky" in told("knn", "--model", original, "--train", one, "--val", val)
-    differ = told("knn", "--model", original, "--train", train_root, "--val", other, "--k", 3)
+    differ = told("knn", "--model", original, "--train", train_root, "--val", other)
     assert f"only in {train_root}: sky (1); only in {other}: sea (1)" in differ
     assert "--k 100" in told("knn", "--model", original, *pair, "--k", 5, 100)
     assert "--k 100 200" in told("knn", "--model", original, *pair)  # the defaults, of 36 images
