@@ -23,7 +23,8 @@ def test_logistic_regression_equals_scikit_learns(penalty: float) -> None:
     judge = models.LogisticRegression(C=1 / (penalty * 400), solver="newton-cholesky", tol=1e-12).fit(features, labels)
     # begun where a stronger penalty ended
     ours = fit_logistic(features, labels, 4, [10.0, penalty], tolerance=1e-11)[-1]
-    # losses that change by 1e-12 leave weights 5e-5 off where the curvature is the penalty alone, 1e-3: half of it w^2
+    # a loss 1e-12 above its minimum leaves weights 5e-5 off where the curvature is the penalty alone, 1e-3: half of it
+    # times the square; steps end where they change it by 1e-14
     torch.testing.assert_close(ours.weight, torch.from_numpy(judge.coef_), rtol=0, atol=5e-5)
     torch.testing.assert_close(
         (features @ ours.weight.T + ours.bias).softmax(-1),

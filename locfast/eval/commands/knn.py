@@ -23,7 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from locfast.data.sources import ClassFolder
     from locfast.errors import UserError
     from locfast.eval.commands.learned import read_splits
     from locfast.eval.global_ability.knn import check_ks, knn_predict
@@ -31,8 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.temperature > 0:
         raise UserError(f"--temperature {args.temperature}: type a positive one; DINO's is 0.07.")
-    check_ks(args.k, len(ClassFolder(args.train)))  # before anything is read
-    splits = read_splits(args)
+    splits = read_splits(args, lambda train: check_ks(args.k, train))
     ks = sorted(set(args.k))
     train, val = splits.train, splits.val
     predicted = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,11 @@ class Splits:
         shared.finish(args, evaluation, found, self.models, splits, settings, notes)
 
 
-def read_splits(args: argparse.Namespace) -> Splits:
-    """Check folders and flags, the quick ones first, open the models, and read everything once."""
+def read_splits(args: argparse.Namespace, check: Callable[[int], None]) -> Splits:
+    """Check folders and flags, open the models, and read everything once.
+
+    check: raises UserError where there are too few training images, called before anything is read.
+    """
     from locfast.data.sources import ClassFolder
     from locfast.data.sources.class_folder import check_same_classes
     from locfast.eval.commands.models import Models
@@ -47,6 +51,7 @@ def read_splits(args: argparse.Namespace) -> Splits:
     reading = shared.reading(args)
     train, val = ClassFolder(args.train), ClassFolder(args.val)
     check_same_classes(train, val)
+    check(len(train))
     check_out(args.out, args.overwrite)
     models = Models(args)
     pools = {name: pick_pool(subject.backbone, args.pool, name) for name, subject in models}

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from locfast.errors import UserError
     from locfast.eval.commands.learned import read_splits
-    from locfast.eval.global_ability.linear import L2, RATES, fit
+    from locfast.eval.global_ability.linear import L2, RATES, check_enough, fit
     from locfast.eval.global_ability.results import scores
 
     for name in ("l2", "lr", "max_iterations", "epochs", "sgd_batch"):
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and min([value] if isinstance(value, int) else value) <= 0:
             raise UserError(f"--{name.replace('_', '-')} must be positive, got {value}.")
     values = args.l2 or L2 if args.solver == "lbfgs" else args.lr or RATES
-    splits = read_splits(args)
+    splits = read_splits(args, check_enough)
     train, val, classes = splits.train, splits.val, splits.sources[1].classes
     predicted, details, notes = {}, {}, []
     for name, _ in splits.models:

@@ -56,17 +56,22 @@ class Linear:
         return bool(others) and self.chosen in ends and self.held_out[self.chosen] > max(others)
 
 
+def check_enough(count: int) -> None:
+    """Raise UserError where `count` training images are too few to hold out a tenth."""
+    if count < SHARE:
+        raise UserError(
+            f"a linear classifier was asked for on {count} training images. A tenth of them chooses its "
+            f"hyper-parameter, so it needs at least {SHARE}; kNN needs fewer."
+        )
+
+
 def hold_out_tenth(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Places of the images to fit and of those to choose by, both sorted; classes keep their shares.
 
     Raises UserError where there are fewer than ten images.
     """
     count = len(labels)
-    if count < SHARE:
-        raise UserError(
-            f"a linear classifier was asked for on {count} training images. A tenth of them chooses its "
-            f"hyper-parameter, so it needs at least {SHARE}; kNN needs fewer."
-        )
+    check_enough(count)
     shuffled = permute(torch.arange(count), count, seed, 0, "evaluate.held_out").argsort()
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     chosen = torch.zeros(count, dtype=torch.bool)
