@@ -15,20 +15,20 @@ from locfast.config.registry import METHODS
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     "train",
-    "probe",
-    "evaluate",
-    "evaluate knn",
     "export",
     "env",
     "inspect",
-    "report",
     "data",
     "data stats",
     "data preview",
     "data bench",
     "data index",
+    "evaluate",
+    "evaluate knn",
+    "evaluate linear",
+    "evaluate zero-shot",
 )
-ABOVE = ("cli", "train", "probe", "evaluate", "export", "env", "inspect", "report", "demo", "subject")
+ABOVE = ("cli", "train", "probe", "evaluate", "export", "env", "inspect", "report", "demo", "subject", "subcommands")
 """Commands and the demo: nothing below may import them (but `locfast.cli`, which holds what they share)."""
 
 FORBIDDEN = {
