@@ -23,7 +23,7 @@ from locfast.eval.global_ability.features import Reading, Tower, image_features
 from locfast.eval.global_ability.pooling import has_cls, pick_pool, pooled
 from locfast.evaluate import main
 from locfast.models.backbone import load_backbone
-from tests.eval.test_zero_shot import CONFIGS, TINY
+from tests.eval.tiny_clip import CONFIGS, TINY
 
 HUES = {"ash": (90, 90, 90), "leaf": (40, 150, 60), "sky": (70, 120, 210)}
 
