@@ -15,6 +15,8 @@ from locfast.config.registry import METHODS
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     "train",
+    "probe",
+    "report",
     "export",
     "env",
     "inspect",
