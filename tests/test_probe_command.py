@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from locfast import probe
+from locfast.cli import parse_train
+from locfast.engine.run import train
 from tests.eval.labelled_folder import write_data
 
 QUICK = [
@@ -159,30 +161,16 @@ def test_mistakes_of_the_user_have_one_message_each(call, tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_folder_is_probed_with_its_cap_and_its_weights(data, tmp_path):
-    train = [
-        sys.executable,
-        "-m",
-        "locfast.train",
-        "--method",
-        "maskembed",
-        "--model",
-        "demo",
-        "--data",
-        str(data / "images"),
-    ]
-    tiny = ["--steps", "2", "--batch-size", "4", "--workers", "0", "--device", "cpu", "--out", str(tmp_path / "run")]
-    done = subprocess.run([*train, *tiny], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    wanted = [sys.executable, "-m", "locfast.probe", "--model", str(tmp_path / "run"), "--data", str(data)]
-    done = subprocess.run([*wanted, "--out", str(tmp_path / "p"), *QUICK], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def test_a_run_folder_is_probed_with_its_cap_and_its_weights(call, data, tmp_path):
+    words = f"--model demo --data {data / 'images'} --out {tmp_path / 'run'} --steps 2 --batch-size 4 --workers 0"
+    train(parse_train([*words.split(), "--val", "none", "--device", "cpu"]))
+    wanted = ["--model", tmp_path / "run", "--data", data, *QUICK]
+    code, _, error = call(*wanted, "--out", tmp_path / "p")
+    assert code == 0, error
     result = json.loads((tmp_path / "p" / "probe.json").read_text())
     assert (result["model"], result["softcap"], result["settings"]["model"]) == ("run", 30.0, str(tmp_path / "run"))
-    done = subprocess.run(
-        [*wanted, "--softcap", "5", "--out", str(tmp_path / "q"), *QUICK], capture_output=True, text=True
-    )
-    assert done.returncode == 2 and "is a run" in done.stderr
+    code, _, error = call(*wanted, "--softcap", "5", "--out", tmp_path / "q")
+    assert code == 2 and "is a run" in error
 
 
 def test_a_probe_that_is_killed_while_it_fills_its_cache_leaves_nothing_that_the_next_one_takes(call, tmp_path):
