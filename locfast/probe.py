@@ -108,7 +108,12 @@ def _probe(args: argparse.Namespace) -> None:
     )
     aside = args.out.with_name(f".partial-{args.out.name}")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    try:
+        aside.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"--out {args.out}: locfast cannot write there ({error.strerror}). Give another --out."
+        ) from None
     try:
         result = probe_backbone(
             subject.backbone,

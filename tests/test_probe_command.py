@@ -151,6 +151,8 @@ def test_bad_data_is_named(call, tmp_path, harm, told):
         (["--model", "vit_no_such", "--out", "o"], "vit_no_such"),
         (["--features", "cache", "--out", "o"], "--cache DIR"),
         (["--unlabeled", "99", "--out", "o"], "99"),
+        (["--cache", "/proc/nothere", "--out", "o"], "--cache /proc/nothere"),
+        (["--out", "/proc/nothere/o"], "--out /proc/nothere/o"),
         (["--compare", "a", "--out", "o"], "two folders or more"),
     ],
 )

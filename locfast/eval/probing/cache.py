@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from locfast.errors import UserError
 from locfast.eval.probing.targets import Targets
 from locfast.models.backbone import Backbone
 
@@ -43,9 +44,15 @@ class Writer:
 
     def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
         self.folder, self.shape = folder, shape
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder.parent)
-        self.aside = Path(tempfile.mkdtemp(prefix=f"{_aside()}{os.getpid()}-", dir=folder.parent))
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(folder.parent)
+            self.aside = Path(tempfile.mkdtemp(prefix=f"{_aside()}{os.getpid()}-", dir=folder.parent))
+        except OSError as error:
+            raise UserError(
+                f"--cache {folder.parent}: locfast cannot make or write this folder ({error.strerror}). Give a folder "
+                "that you may write to."
+            ) from None
         self.values = np.lib.format.open_memmap(self.aside / "tokens.npy", "w+", np.float16, shape)
         self.written = 0
 
