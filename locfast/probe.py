@@ -18,7 +18,8 @@ from locfast.errors import UserError
 if TYPE_CHECKING:
     from locfast.eval.probing.results import ProbeResult
 
-FILE = "probe.json"
+WRITTEN = ("probe.json", "compare.json", "report.html", "shares.npz", "counts", "heads", "pictures")
+"""What a probe or a comparison leaves in --out, and all that --overwrite replaces there."""
 DEMO = {"epochs": 20, "warmup": 100, "lr": 3e-3, "batch_size": 64}
 """For the embedded scenes, which are few and easy: the paper's 5 epochs are made for 118,000 photographs."""
 
@@ -39,6 +40,8 @@ def main() -> None:
 def _check_out(out: Path, overwrite: bool) -> None:
     """Raises UserError where something is there that may not be replaced: --overwrite is for probes alone."""
     there = sorted(file.name for file in out.iterdir()) if out.is_dir() else [out.name] if out.exists() else []
+    if there and not out.is_dir():
+        raise UserError(f"--out {out}: a file is there, so nothing is written. Give a folder.")
     if there and not overwrite:
         raise UserError(
             f"--out {out}: something is there already ({there[0]}), and nothing is overwritten unasked. Add "
@@ -111,9 +114,7 @@ def _probe(args: argparse.Namespace) -> None:
     try:
         aside.mkdir(parents=True)
     except OSError as error:
-        raise UserError(
-            f"--out {args.out}: locfast cannot write there ({error.strerror}). Give another --out."
-        ) from None
+        raise UserError(f"--out {args.out}: no folder can be made there ({error.strerror}); give another.") from None
     try:
         result = probe_backbone(
             subject.backbone,
@@ -133,10 +134,25 @@ def _probe(args: argparse.Namespace) -> None:
             limit=args.limit,
             tell=lambda line: print(line, flush=True),
         )
-        _move(aside, args.out)
+        _put(aside, args.out)  # with --overwrite too: only now is there something to put in an old probe's place
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     _print(result, args.out)
+
+
+def _put(aside: Path, out: Path) -> None:
+    """Move a probe's files into `out` in place of those of an older one; whatever else lies there stays.
+
+    `out` itself stays where it is there: it may be a mounted folder, or the one that a shell is in. probe.json goes
+    first and comes last, so that a folder that holds it is whole.
+    """
+    out.mkdir(exist_ok=True)
+    for name in WRITTEN:
+        there = out / name
+        shutil.rmtree(there) if there.is_dir() and not there.is_symlink() else there.unlink(missing_ok=True)
+    for name in reversed(WRITTEN):
+        if (aside / name).exists():
+            shutil.move(aside / name, out / name)
 
 
 def _print(result: ProbeResult, out: Path) -> None:
@@ -222,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--device", default="auto")
     how.add_argument("--workers", type=int)
     how.add_argument("--out", type=Path, metavar="DIR")
-    how.add_argument("--overwrite", action="store_true", help="replace what --out holds")
+    how.add_argument("--overwrite", action="store_true", help="replace the probe that --out holds")
     beside = parser.add_argument_group("finished probes")
     beside.add_argument("--compare", nargs="+", type=Path, metavar="DIR", help="set these beside each other in --out")
     beside.add_argument(

@@ -94,14 +94,21 @@ def test_nothing_is_overwritten_unasked_and_a_probe_that_fails_leaves_the_old_on
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".partial")] == []
 
 
-def test_the_folder_that_one_stands_in_is_kept(call, data, tmp_path, monkeypatch):
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    before = Path(".").stat().st_ino
-    for overwrite in ([], ["--overwrite"]):
-        code, _, error = call("--data", data, "--out", ".", *overwrite, *QUICK)
-        assert code == 0 and Path("probe.json").is_file(), error
-    assert (tmp_path / "here").stat().st_ino == before
+def test_overwriting_a_probe_touches_nothing_but_its_files(call, data, tmp_path):
+    out = tmp_path / "a"
+    out.mkdir()
+    before = out.stat().st_ino
+    assert call("--data", data, "--out", out, *QUICK)[0] == 0
+    for name in ("notes.txt", "b/probe.json"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+    (out / "pictures" / "99.png").write_text("of an older probe")
+    assert call("--data", data, "--out", out, "--overwrite", "--limit", "12", *QUICK)[0] == 0
+    assert (out / "notes.txt").read_text() == (out / "b" / "probe.json").read_text() == "mine"
+    assert json.loads((out / "probe.json").read_text())["images"]["validation"] == 10
+    assert json.loads((out / "probe.json").read_text())["images"]["train"] == 11
+    assert not (out / "pictures" / "99.png").exists()
+    assert out.stat().st_ino == before  # the folder itself stays: it may be mounted, or a shell may be in it
 
 
 def harmed(root: Path, harm: str) -> Path:
@@ -118,8 +125,11 @@ def harmed(root: Path, harm: str) -> Path:
     elif harm == "in both":
         for kind, end in (("images", "jpg"), ("annotations", "png")):
             (root / kind / "val" / f"train5.{end}").write_bytes((root / kind / "train" / f"train5.{end}").read_bytes())
-    elif harm == "no label anywhere":
-        for file in (root / "annotations/val").iterdir():
+    elif harm in ("no label anywhere", "no label in training", "no label held out"):
+        left = "train7.png" if harm == "no label held out" else ""
+        for file in (root / "annotations" / ("val" if harm == "no label anywhere" else "train")).iterdir():
+            if file.name == left:
+                continue
             Image.fromarray(np.full((48, 64), 255, np.uint8)).save(file)
     return root
 
@@ -133,6 +143,8 @@ def harmed(root: Path, harm: str) -> Path:
         ("no classes", ("classes.txt",)),
         ("in both", ("train5.jpg", "training")),
         ("no label anywhere", ("no validation image has any class",)),
+        ("no label in training", ("no training image has any class",)),
+        ("no label held out", ("no held-out training image has any class", "--held-out")),
     ],
 )
 def test_bad_data_is_named(call, tmp_path, harm, told):
@@ -150,6 +162,11 @@ def test_bad_data_is_named(call, tmp_path, harm, told):
         (["--heads", "resnet", "--out", "o"], "--heads resnet"),
         (["--model", "vit_no_such", "--out", "o"], "vit_no_such"),
         (["--features", "cache", "--out", "o"], "--cache DIR"),
+        (["--cache", "/dev/null/c", "--out", "o"], "--cache /dev/null/c"),
+        (["--out", "/dev/null/o"], "--out /dev/null/o"),
+        (["--lr", "1e30", "--epochs", "3", "--out", "o"], "smaller --lr"),
+        (["--weight-decay", "nan", "--out", "o"], "--weight-decay nan"),
+        (["--seeds", str(2**64), "--out", "o"], "--seeds"),
         (["--unlabeled", "99", "--out", "o"], "99"),
         (["--cache", "/proc/nothere", "--out", "o"], "--cache /proc/nothere"),
         (["--out", "/proc/nothere/o"], "--out /proc/nothere/o"),
@@ -158,7 +175,7 @@ def test_bad_data_is_named(call, tmp_path, harm, told):
 )
 def test_mistakes_of_the_user_have_one_message_each(call, tmp_path, monkeypatch, arguments, told):
     monkeypatch.chdir(tmp_path)
-    code, _, error = call(*arguments, "--limit", "8", "--epochs", "1", "--workers", "0")
+    code, _, error = call("--limit", "8", "--epochs", "1", "--workers", "0", *arguments)
     assert code == 2 and told in error, error
     assert list(tmp_path.iterdir()) == []
 

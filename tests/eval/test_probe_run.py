@@ -1,5 +1,7 @@
 """A probe of real files: same seed, same figures; validation images choose nothing; a cache is whole or not there."""
 
+import errno
+import json
 import os
 import platform
 from dataclasses import replace
@@ -14,11 +16,13 @@ from safetensors.torch import load_file
 from locfast.data.labelled import open_labelled
 from locfast.errors import UserError
 from locfast.eval.probing import cache
+from locfast.eval.probing.images import Images, whole_view
 from locfast.eval.probing.results import Counts, ProbeResult, read_result
 from locfast.eval.probing.run import probe_backbone
 from locfast.eval.probing.scoring import summarise
 from locfast.eval.probing.settings import Settings
 from locfast.models.backbone import load_backbone
+from tests.data.labelled_files import png, put
 from tests.eval.labelled_folder import write_data
 
 QUICK = Settings(heads=("linear",), tasks=("local",), epochs=3, batch_size=8, lr=1e-2)
@@ -160,6 +164,38 @@ def test_an_interrupted_cache_is_not_taken_for_a_whole_one(data, tmp_path, harm,
     assert sorted((tmp_path / "cache").iterdir()) == folders  # what was left of the first is gone
     assert same_figures(first, again)
     assert ["written" in line for line in lines if "features" in line] == [True] * 4
+
+
+def test_a_changed_json_of_coco_has_a_cache_of_its_own(tmp_path):
+    pytest.importorskip("pycocotools")
+    image = {"id": 1, "file_name": "a.jpg", "height": 6, "width": 8}
+    kinds = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    one = {"id": 1, "image_id": 1, "iscrowd": 0, "segmentation": [[1, 1, 5, 1, 5, 5]]}
+    keys = []
+    for kind in (1, 2):
+        content = {"images": [image], "categories": kinds, "annotations": [{**one, "category_id": kind}]}
+        put(tmp_path, {"val2017/a.jpg": png([[0] * 8] * 6), "annotations/instances_val2017.json": json.dumps(content)})
+        for file in ("val2017/a.jpg", "annotations/instances_val2017.json"):
+            os.utime(tmp_path / file, ns=(0, kind if file.endswith("json") else 0))
+        split = open_labelled(str(tmp_path), "validation")
+        view = whole_view((8, 8), (0.5,) * 3, (0.5,) * 3, "bilinear")
+        keys.append(Images(split, view, torch.device("cpu"), 0, None).key())
+    assert keys[0] != keys[1]
+
+
+def test_a_disk_without_room_for_the_tokens_is_told_before_they_are_made(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match="no room for tokens of 0.01 GB"):
+        cache.Writer(tmp_path / "tokens", (100, 50, 1000))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_takes_its_bytes_from_the_disk_at_once(tmp_path):
+    writer = cache.Writer(tmp_path / "tokens", (100, 50, 100))
+    assert (writer.aside / "tokens.npy").stat().st_blocks * 512 >= 100 * 50 * 100 * 2
 
 
 def test_a_pass_that_fails_leaves_no_cache(tmp_path):

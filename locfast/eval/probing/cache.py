@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -20,6 +22,7 @@ from locfast.eval.probing.targets import Targets
 from locfast.models.backbone import Backbone
 
 VERSION = 1
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def model_key(backbone: Backbone) -> str:
@@ -40,7 +43,10 @@ def folder_of(cache: Path, **facts: object) -> Path:
 
 
 class Writer:
-    """Writes tokens [M, T, C] in fp16, row by row, into a folder that takes its name when everything is there."""
+    """Writes tokens [M, T, C] in fp16, row by row, into a folder that takes its name when everything is there.
+
+    Raises UserError where the folder cannot be made, or has no room for the tokens.
+    """
 
     def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
         self.folder, self.shape = folder, shape
@@ -50,10 +56,19 @@ class Writer:
             self.aside = Path(tempfile.mkdtemp(prefix=f"{_aside()}{os.getpid()}-", dir=folder.parent))
         except OSError as error:
             raise UserError(
-                f"--cache {folder.parent}: locfast cannot make or write this folder ({error.strerror}). Give a folder "
-                "that you may write to."
+                f"--cache {folder.parent}: nothing can be written there ({error.strerror}); give another folder."
             ) from None
-        self.values = np.lib.format.open_memmap(self.aside / "tokens.npy", "w+", np.float16, shape)
+        try:
+            self.values = np.lib.format.open_memmap(self.aside / "tokens.npy", "w+", np.float16, shape)
+            _reserve(self.aside / "tokens.npy")
+        except OSError as error:
+            self.abandon()
+            if error.errno not in NO_ROOM:
+                raise
+            raise UserError(
+                f"--cache {folder.parent}: no room for tokens of {math.prod(shape) * 2 / 1e9:.2f} GB; free some, give "
+                "another folder, or probe with --features live."
+            ) from None
         self.written = 0
 
     def write(self, rows: Tensor, tokens: Tensor) -> None:
@@ -93,6 +108,18 @@ def read(folder: Path) -> tuple[np.ndarray, Targets] | None:
     if list(values.shape) != facts["shape"] or len(tensors["local"]) != len(values):
         return None
     return values, Targets(**tensors, num_classes=facts["classes"])
+
+
+def _reserve(file: Path) -> None:
+    """Take the file's bytes from the disk at once: where it fills up later, a write into mapped memory is a SIGBUS."""
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    with open(file, "r+b") as opened:
+        try:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+        except OSError as error:
+            if error.errno in NO_ROOM:  # others: a file system that reserves nothing
+                raise
 
 
 def _aside() -> str:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,18 +69,25 @@ class Images:
             yield Batch(batch["position"], batch["views"]["image"], batch["label_map"]["image"])
 
     def key(self) -> str:
-        """Changes with the list of files, their sizes and the times of their last change."""
+        """Changes with the list of files (COCO's JSON is one), their sizes and the times of their last change."""
         told = hashlib.sha256(
             json.dumps([self.split.layout, *self.split.classes, repr(self.view), self.count]).encode()
         )
         source = self.split.source
+        # COCO's classes follow from a JSON that lists all images; a panoptic map alone does not tell them.
+        _tell(told, *([str(source.file)] if hasattr(source, "file") else []))
         for row in range(self.count):
-            for file in (source.name(row), source.label_name(row)):
-                told.update(file.encode())
-                if os.path.exists(file):
-                    stat = os.stat(file)
-                    told.update(f" {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            _tell(told, source.name(row), source.label_name(row))
         return told.hexdigest()[:16]
+
+
+def _tell(digest: Any, *files: str) -> None:
+    """Path, size and time of files; of names that are no file (scenes, objects in a JSON), the name."""
+    for file in files:
+        digest.update(file.encode())
+        if os.path.exists(file):
+            stat = os.stat(file)
+            digest.update(f" {stat.st_size} {stat.st_mtime_ns}\n".encode())
 
 
 def whole_view(size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...], interpolation: str) -> View:

@@ -70,9 +70,14 @@ def probe_backbone(
         gathered[side] = gather(some, sees, settings.labels, keep, cache_folder, held)
         held += len(some) * sees.tokens * sees.width * 2
         tell(f"{side}: {len(some)} images, features {gathered[side].how} ({gathered[side].seconds:.1f} s)")
-    if not bool(gathered["validation"].targets.whole.any()):
-        raise UserError(f"{validation.name}: no validation image has any class; are the label maps all 255?")
     fit, choose, report = parts = _parts(gathered, settings)
+    for which, part in (("validation", report), ("training", fit), ("held-out training", choose)):
+        rows = part.rows.to(part.targets.whole.device)
+        if not all(part.targets.say_something(task, rows) for task in settings.tasks):
+            raise UserError(
+                f"{train.name}: no {which} image has any class, {len(rows)} of them; are their label maps all 255?"
+                + " A larger --held-out may have some." * (which == "held-out training")
+            )
     trained: dict[int, list[Trained]] = {}
     seconds = {"features": sum(one.seconds for one in gathered.values()), "heads": 0.0, "scores": 0.0}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -51,14 +52,16 @@ class Settings:
         for name, lowest in (("epochs", 1), ("batch_size", 1), ("warmup_steps", 0)):
             if getattr(self, name) < lowest:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: {lowest} or more.")
-        if not self.lr > 0 or self.weight_decay < 0:
+        if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf):
             raise UserError(
                 f"--lr {self.lr} --weight-decay {self.weight_decay}: a positive rate, a decay of 0 or more."
             )
         if not 0 < self.held_out < 1:
             raise UserError(f"--held-out {self.held_out}: a share of the training images, between 0 and 1.")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: one or more whole numbers, each once.")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not all(0 <= one < 2**63 for one in self.seeds):
+            raise UserError(
+                f"--seeds {' '.join(map(str, self.seeds))}: one or more whole numbers from 0 to 2^63 - 1, each once."
+            )
         hindered = [one for one in self.interventions if one != "none"]
         if hindered and not ("transformer" in self.heads and "local" in self.tasks):
             raise UserError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from locfast.eval.heads import Task
 from locfast.eval.labels import class_share_in_image, classes_in_image, classes_in_patches, majority_in_patches
 from locfast.eval.probing.settings import Labels
 
@@ -46,6 +47,11 @@ class Targets:
     def images(self, rows: Tensor) -> Tensor:
         """Classes of the whole images: bool [B, K]."""
         return unpack(self.whole[rows], self.num_classes)
+
+    def say_something(self, task: Task, rows: Tensor) -> bool:
+        """Whether any class is in any patch (local), or image (global), of `rows`."""
+        told = (self.whole if task == "global" else self.local)[rows]
+        return bool((told > 0 if told.dtype == torch.uint8 else told >= 0).any())
 
     def to(self, device: torch.device) -> Targets:
         return Targets(self.local.to(device), self.whole.to(device), self.shares.to(device), self.num_classes)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from locfast.errors import UserError
 from locfast.eval.heads import HeadKind, Intervention, ProbeHead, Task
 from locfast.eval.probing.scoring import Scores, score, score_told
 from locfast.eval.probing.settings import Settings
@@ -64,7 +65,7 @@ def train_heads(
     make: (task, kind, intervention) -> ProbeHead with weights from torch's generator, which is seeded for each alike.
     Of equal epochs the first counts. A fresh head says yes to half of everything, a recall that training first loses:
     under the held-out protocol only an epoch counts whose loss on `selection` is below that of saying how frequent
-    every class is; if there is none, the last one does.
+    every class is; if there is none, the last one does. Raises UserError where a loss is not finite.
     """
     heads = []
     for task, kind, intervention in settings.forms():
@@ -97,6 +98,11 @@ def train_heads(
             losses += found.detach()
             step, count = step + 1, count + 1
         chosen = evaluate(heads, selection, device, autocast)
+        if not all(map(math.isfinite, [*losses.tolist(), *(unseen for _, unseen in chosen)])):
+            raise UserError(
+                f"seed {seed}, epoch {epoch}: a head's loss is not finite, so its figures would mean nothing. Try a "
+                f"smaller --lr than {settings.lr}, or --precision fp32."
+            )
         for one, loss, (scores, unseen), limit in zip(heads, (losses / count).tolist(), chosen, least, strict=True):
             recall = scores.macro["recall"]
             one.epochs.append({"loss": loss, "selection_loss": unseen, "selection": recall})
@@ -163,9 +169,9 @@ def _loss_of_frequencies(one: Trained, part: Part) -> float:
     rows = part.rows.to(part.targets.whole.device)
     present = part.targets.images(rows) if one.task == "global" else part.targets.unions(rows).flatten(0, 1)
     if one.task == "local" and part.targets.local.ndim == 2:
-        share = present.double().sum(0) / present.sum()
+        share = present.sum(0, dtype=torch.float64) / present.sum()
         return -torch.special.xlogy(share, share).sum().item()
-    share = present.double().mean(0)
+    share = present.sum(0, dtype=torch.float64) / len(present)  # and never a copy of `present` in fp64
     return -(torch.special.xlogy(share, share) + torch.special.xlogy(1 - share, 1 - share)).mean().item()
 
 
