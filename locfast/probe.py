@@ -47,21 +47,10 @@ def _check_out(out: Path, overwrite: bool) -> None:
             f"--out {out}: something is there already ({there[0]}), and nothing is overwritten unasked. Add "
             "--overwrite, or give another --out."
         )
-    probe = {FILE, "compare.json"} & set(there)
+    probe = {"probe.json", "compare.json"} & set(there)
     if there and ("config.yaml" in there or not probe):
         what = "a run" if "config.yaml" in there else f"{there[0]}, and no probe,"
         raise UserError(f"--out {out} --overwrite: {what} is there, so nothing is deleted. Give another --out.")
-
-
-def _move(made: Path, out: Path) -> None:
-    """Put what was made in the place of what is in `out`, of which the folder itself stays: a shell may stand in it."""
-    if out.is_file():
-        out.unlink()
-    out.mkdir(exist_ok=True)
-    for entry in list(out.iterdir()):
-        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-    for entry in sorted(made.iterdir(), key=lambda entry: entry.name == FILE):  # which marks the folder, and comes last
-        entry.rename(out / entry.name)
 
 
 def _compare(args: argparse.Namespace) -> None:
