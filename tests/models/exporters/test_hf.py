@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,35 @@ def test_a_transformers_without_a_registry_of_attentions_gets_the_cap_into_its_m
     monkeypatch.setattr(tower_file, "AttentionInterface", None)
     tower = tower_file.load_tower(folder)
     assert "softcap" not in tower.config._attn_implementation
+    features = tower_file.tower_features(tower, noise(backbone))
+    torch.testing.assert_close(features, backbone(noise(backbone), softcap=CAP), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_tower_that_does_not_read_the_registry_gets_the_cap_into_its_modules(
+    export: tuple[Any, Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers 4.51 has the registry, and its CLIP knows three attentions by name: KeyError without this."""
+    backbone, folder, _ = export
+    tower_file = standalone("aligned_tower")
+    bare = {kind.__module__: SimpleNamespace() for kind in tower_file.TOWERS.values()}
+    monkeypatch.setattr(tower_file, "sys", SimpleNamespace(modules=bare))
+    tower = tower_file.load_tower(folder)
+    assert "softcap" not in tower.config._attn_implementation
+    features = tower_file.tower_features(tower, noise(backbone))
+    torch.testing.assert_close(features, backbone(noise(backbone), softcap=CAP), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_transformers_that_makes_up_a_pooling_head_loads_siglip_and_loses_the_head(tmp_path: Path) -> None:
+    """4.37, which LLaVA pins, does not know vision_use_head. The tokens lie before the head."""
+    backbone = student("siglip")
+    write_hf_export(backbone, tmp_path / "out", softcap=CAP, card={})
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    (tmp_path / "out/config.json").write_text(json.dumps({**config, "vision_use_head": True}))
+    tower_file = standalone("aligned_tower")
+    tower = tower_file.load_tower(tmp_path / "out")
+    assert not any("head" in name for name, _ in tower.named_parameters())
     features = tower_file.tower_features(tower, noise(backbone))
     torch.testing.assert_close(features, backbone(noise(backbone), softcap=CAP), rtol=1e-4, atol=1e-4)
 

@@ -10,6 +10,7 @@ and LLaVA takes them one block earlier. Alignment trained what stands behind the
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -79,16 +80,30 @@ def load_tower(folder: str | Path, **kwargs: Any) -> Any:
     """
     aligned = _read(folder, "aligned.json")
     softcap = aligned["softcap"]
-    if softcap is not None and AttentionInterface is not None:
-        kwargs["attn_implementation"] = register_softcap(softcap)
     kind = TOWERS[_read(folder, "config.json")["model_type"]]
+    registry = _reads_registry(kind)
+    if softcap is not None and registry:
+        kwargs["attn_implementation"] = register_softcap(softcap)
     tower, info = kind.from_pretrained(str(folder), output_loading_info=True, **kwargs)
-    if wrong := [*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]]:
+    missing = [key for key in info["missing_keys"] if not _is_pooling_head(key, tower)]
+    if wrong := [*missing, *info["mismatched_keys"], *info["unexpected_keys"]]:
         raise ValueError(f"{folder} does not hold a whole {kind.__name__}: {sorted(map(str, wrong))[:5]}")
-    if softcap is not None and AttentionInterface is None:
+    body = getattr(tower, "vision_model", tower)
+    if len(missing) < len(info["missing_keys"]):
+        body.head = nn.Identity()  # made up by a transformers that cannot leave it out, such as 4.37
+    if softcap is not None and not registry:
         cap_modules(tower, softcap)
     tower.aligned = aligned
     return tower.eval()
+
+
+def _reads_registry(kind: Any) -> bool:
+    """Whether the towers of this class look their attention up: in 4.51 SigLIP's do, and CLIP's do not yet."""
+    return AttentionInterface is not None and hasattr(sys.modules[kind.__module__], "ALL_ATTENTION_FUNCTIONS")
+
+
+def _is_pooling_head(key: str, tower: Any) -> bool:
+    return isinstance(tower, SiglipVisionModel) and key.removeprefix("vision_model.").startswith("head.")
 
 
 def tower_features(tower: Any, pixel_values: Tensor, *, norm: bool | None = None, prefix: bool | None = None) -> Tensor:
