@@ -88,11 +88,12 @@ def write_open_clip_export(
         config = _config(backbone, plain, own)
         (aside / f"{name}.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         features = Features(backbone.depth)
-        write_aligned(aside, backbone, features, softcap, name=name)
+        more = {"name": name, "tower": _tower(backbone) if own else None}
+        write_aligned(aside, backbone, features, softcap, **more)
         copy_standalone(aside, "open_clip_tower", *([] if own else ["timm_softcap"]))
         trained = features.of(backbone, images, softcap)
         without_cap = _check(
-            aside, images, trained, softcap, lambda cap: write_aligned(aside, backbone, features, cap, name=name)
+            aside, images, trained, softcap, lambda cap: write_aligned(aside, backbone, features, cap, **more)
         )
         measured_on = f"{len(images)} images of {'Gaussian noise' if on_noise else 'the run'}"
         target = Target("open_clip", [_use(backbone, plain, own, softcap, without_cap, measured_on)])
@@ -129,6 +130,12 @@ def _is_own(backbone: Backbone) -> bool:
 def _act(backbone: Backbone) -> str:
     mlp: Any = backbone.blocks[0].mlp
     return activation_name(mlp.act, "open_clip")
+
+
+def _tower(backbone: Backbone) -> dict[str, Any]:
+    """What `describe` of open_clip_tower.py must find in a tower that is to take the weights."""
+    act = "QuickGELU" if _act(backbone) == "quick_gelu" else "GELU"
+    return {"act": act, "heads": backbone.num_heads, "eps": backbone.norm_eps}
 
 
 def _check_timm_tower(backbone: Backbone, plain: Any, softcap: float | None) -> None:

@@ -81,6 +81,29 @@ def test_a_tower_that_does_not_fit_is_refused_where_open_clip_would_load_nothing
         standalone("open_clip_tower").load_model(tmp_path / "out", "shallow-64")
 
 
+@pytest.mark.parametrize(
+    "change, found",
+    [
+        ({"quick_gelu": False}, "this is {'act': 'GELU', 'heads': 4, 'eps': 1e-05}"),
+        ({"vision_cfg": {"head_width": 32}}, "'heads': 2"),
+        ({"vision_cfg": {"norm_kwargs": {"eps": 1e-6}}}, "'eps': 1e-06"),
+    ],
+)
+def test_a_tower_of_the_same_shapes_that_computes_something_else_is_refused(
+    change: dict[str, Any], found: str, tmp_path: Path
+) -> None:
+    """ViT-B-16 for ViT-B-16-quickgelu: every key and shape fits."""
+    write_open_clip_export(student("clip_quickgelu"), tmp_path / "out", softcap=None, card={})
+    (config,) = (tmp_path / "out").glob("aligned-*-64.json")
+    values = json.loads(config.read_text())
+    vision = {**values["vision_cfg"], **change.get("vision_cfg", {})}
+    (tmp_path / "alike-64.json").write_text(json.dumps({**values, **change, "vision_cfg": vision}))
+    open_clip.add_model_config(tmp_path / "alike-64.json")
+    with pytest.raises(ValueError, match="does not fit this image tower") as refused:
+        standalone("open_clip_tower").load_model(tmp_path / "out", "alike-64")
+    assert found in str(refused.value)
+
+
 def test_an_architecture_that_its_name_alone_does_not_build_is_refused(tmp_path: Path) -> None:
     for kind, found in (("siglip", "depth=4"), ("beit", "img_size=64")):
         with pytest.raises(UserError, match=f"by its name alone.*{found}.*--to timm"):

@@ -62,6 +62,11 @@ def load_visual(visual: Any, folder: str | Path) -> None:
     if own != given:
         wrong = sorted(key for key in {*own, *given} if own.get(key) != given.get(key))
         raise ValueError(f"{folder} does not fit this image tower: {wrong[:3]}")
+    # Weights of one shape fit towers that compute something else, such as GELU's ViT-B-16 in place of QuickGELU's.
+    if aligned["tower"] is not None and aligned["tower"] != (found := describe(visual)):
+        raise ValueError(
+            f"{folder} does not fit this image tower: it was trained as {aligned['tower']}, this is {found}"
+        )
     visual.load_state_dict(state, strict=False)
     if aligned["softcap"] is None:
         return
@@ -73,6 +78,12 @@ def load_visual(visual: Any, folder: str | Path) -> None:
     for block in visual.transformer.resblocks:
         block.attn.__class__ = SoftcapMultiheadAttention
         block.attn.softcap = aligned["softcap"]
+
+
+def describe(visual: Any) -> dict[str, Any]:
+    """What of open_clip's VisionTransformer shows in no weight's shape."""
+    block = visual.transformer.resblocks[0]
+    return {"act": type(block.mlp.gelu).__name__, "heads": block.attn.num_heads, "eps": visual.ln_post.eps}
 
 
 def image_tokens(visual: Any, images: Tensor) -> Tensor:
