@@ -31,7 +31,10 @@ def main() -> None:
         )
     _check_adapter(args)
     out = args.out or args.run / ("exported" if args.to == "timm" else f"exported-{args.to}")
-    if not args.overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    for path in (out, *out.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--out {out}: {path} is a file, and an export is a folder. Give another --out.")
+    if not args.overwrite and out.exists() and any(out.iterdir()):
         raise UserError(
             f"--out {out}: something is there already, and nothing is overwritten unasked. Add --overwrite, or give "
             "another --out."

@@ -105,6 +105,11 @@ def test_mistakes_are_told_in_one_message_with_exit_code_2(
     (tmp_path / "full/file").touch()
     for args, told in (
         (("--to", "prismatic", "--out", tmp_path / "full"), "nothing is overwritten unasked"),
+        (
+            ("--to", "hf", "--overwrite", "--out", tmp_path / "full/file"),
+            "full/file is a file, and an export is a folder",
+        ),
+        (("--to", "timm", "--out", tmp_path / "full/file/below"), "full/file is a file"),
         (("--to", "llava", "--llm-width", "0"), "--llm-width 0: this is the width"),
         (("--to", "llava", "--llm-width", "-5"), "from 1 to 65536"),
         (("--to", "prismatic", "--llm-width", "4096000"), "--llm-width 4096000"),
