@@ -7,8 +7,10 @@ image (global). With --compare it sets finished probes beside each other.
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +75,7 @@ def _probe(args: argparse.Namespace) -> None:
     from locfast.eval.probing.settings import Settings
     from locfast.subject import open_subject
 
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # one order of sums, asked for before CUDA starts
     usual = DEMO if args.data == "demo" else {}
     chosen: dict[str, Any] = {
         name: usual.get(name) if getattr(args, name) is None else getattr(args, name) for name in DEMO
@@ -98,10 +101,9 @@ def _probe(args: argparse.Namespace) -> None:
     subject = open_subject(
         args.model, pretrained=args.pretrained, image_size=args.image_size, softcap=args.softcap, seed=args.model_seed
     )
-    aside = args.out.with_name(f".partial-{args.out.name}")
-    shutil.rmtree(aside, ignore_errors=True)
     try:
-        aside.mkdir(parents=True)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".partial-{args.out.name}-", dir=args.out.parent))
     except OSError as error:
         raise UserError(f"--out {args.out}: no folder can be made there ({error.strerror}); give another.") from None
     try:
@@ -123,6 +125,7 @@ def _probe(args: argparse.Namespace) -> None:
             limit=args.limit,
             tell=lambda line: print(line, flush=True),
         )
+        _check_out(args.out, args.overwrite)  # another probe may have been first
         _put(aside, args.out)  # with --overwrite too: only now is there something to put in an old probe's place
     finally:
         shutil.rmtree(aside, ignore_errors=True)

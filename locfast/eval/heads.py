@@ -11,8 +11,9 @@ from torch import Tensor, nn
 HeadKind = Literal["linear", "mlp", "transformer"]
 Task = Literal["local", "global"]
 Intervention = Literal["none", "prefix", "anonymous"]
-"""What a transformer head is denied (Locality Alignment, figure 9). prefix: all but the prefix tokens, or but the mean
-where there are none; anonymous: which token comes from which place. Its answers then stand at tokens of their own."""
+"""What a transformer head is denied (Locality Alignment, figure 9). prefix: all but the first prefix token (CLS), or
+but the mean where there is none; anonymous: which token comes from which place. Its answers then stand at tokens of
+their own."""
 
 HIDDEN = 1024
 """Width of the hidden layer of an mlp head (public reference of the probe)."""
@@ -105,7 +106,7 @@ class ProbeHead(nn.Module):
         return self._read(self.head(tokens))
 
     def _prefix(self, tokens: Tensor) -> Tensor:
-        return tokens[:, : self.num_prefix] if self.num_prefix else tokens.mean(1, keepdim=True)
+        return tokens[:, :1] if self.num_prefix else tokens.mean(1, keepdim=True)
 
     def _read(self, tokens: Tensor) -> Tensor:
         if self.task == "local":

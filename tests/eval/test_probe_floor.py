@@ -62,7 +62,9 @@ def place_alone(splits) -> float:
         targets = Targets.of(batch.label_map, backbone.patch_size, len(split.classes), split.unlabeled, "union")
         unions.append(targets.unions(torch.arange(len(images))))
     train, validation = unions
-    return score((train.double().mean(0) - 0.5).expand(validation.shape), validation).macro["recall"]
+    return score((train.double().mean(0) - 0.5).expand(validation.shape), validation, validation.any(-1)).macro[
+        "recall"
+    ]
 
 
 def test_without_images_a_probe_finds_what_places_tell_and_where_images_tell_more_it_finds_more(splits, tmp_path):

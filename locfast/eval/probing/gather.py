@@ -44,6 +44,12 @@ class Gathered:
     """Where the tokens are, for the output."""
     seconds: float
 
+    @property
+    def on_device(self) -> int:
+        """Bytes of tokens in the device's memory."""
+        values = getattr(self.tokens, "values", None)
+        return values.nbytes if isinstance(values, Tensor) else 0
+
 
 def gather(images: Images, backbone: Backbones, labels: Labels, keep: Keep, folder: Path | None, held: int) -> Gathered:
     """Labels and tokens of all images. `held`: bytes that tokens of other splits take on the device already.

@@ -68,7 +68,7 @@ def probe_backbone(
     held = 0
     for side, some in images.items():
         gathered[side] = gather(some, sees, settings.labels, keep, cache_folder, held)
-        held += len(some) * sees.tokens * sees.width * 2
+        held += gathered[side].on_device
         tell(f"{side}: {len(some)} images, features {gathered[side].how} ({gathered[side].seconds:.1f} s)")
     fit, choose, report = parts = _parts(gathered, settings)
     for which, part in (("validation", report), ("training", fit), ("held-out training", choose)):
@@ -195,11 +195,13 @@ def _pictures(
     """The first validation images, and what local heads say of their patches."""
     rows = torch.arange(min(PICTURES, len(images)))
     batch = next(iter(images.batches([rows])))
-    truth = [[torch.nonzero(patch).flatten().tolist() for patch in one] for one in gathered.targets.unions(rows)]
+    truth = [[torch.nonzero(patch).flatten().tolist() for patch in one] for one in gathered.targets.unions(rows).cpu()]
     _, tokens = next(iter(gathered.tokens.batches([rows])))
     local = [one for one in heads if one.task == "local" and one.intervention == "none"]
     with autocast():
         logits: dict[str, Tensor] = {one.kind: one.head.eval()(tokens).float().cpu() for one in local}
+    majority = gathered.targets.local.ndim == 2
+    likely = {kind: (found.softmax(-1) > 0.5) if majority else found > 0 for kind, found in logits.items()}
     mean, std = (torch.tensor(v, device=batch.pixels.device).view(3, 1, 1) for v in (images.view.mean, images.view.std))
     pixels = ((batch.pixels * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     (out / "pictures").mkdir(exist_ok=True)
@@ -208,8 +210,7 @@ def _pictures(
         file = f"pictures/{row}.png"
         Image.fromarray(pixels[row]).save(out / file)
         told = {
-            kind: [torch.nonzero(patch > 0).flatten().tolist() for patch in found[row]]
-            for kind, found in logits.items()
+            kind: [torch.nonzero(patch).flatten().tolist() for patch in found[row]] for kind, found in likely.items()
         }
         likeliest = {kind: found[row].argmax(-1).tolist() for kind, found in logits.items()}
         name = images.split.source.name(row)

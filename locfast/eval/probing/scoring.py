@@ -24,30 +24,50 @@ class Scores:
     counts: Counts
 
 
+class Tally:
+    """Counts answers batch by batch. ranked: keeps scores too, on the CPU, for average precision.
+
+    A class that is never told has precision 0, as scikit-learn's `zero_division=0`.
+    """
+
+    def __init__(self, ranked: bool = True) -> None:
+        self.ranked = ranked
+        self.counts: list[tuple[Tensor, ...]] = []
+        self.ranks: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, told: Tensor, ranks: Tensor, truth: Tensor, counted: Tensor | None = None) -> None:
+        """told, truth (bool) and ranks [B, N, K], or [B, K] of whole images; counted [B, N] or [B] bool (None: all)."""
+        if truth.ndim == 2:
+            told, ranks, truth = (tensor[:, None] for tensor in (told, ranks, truth))
+            counted = None if counted is None else counted[:, None]
+        if counted is not None:
+            told, truth = told & counted[..., None], truth & counted[..., None]
+        self.counts.append(tuple(part.sum(1, dtype=torch.int32).cpu() for part in (told & truth, told, truth)))
+        if self.ranked:
+            rows = slice(None) if counted is None else counted.flatten()
+            self.ranks.append((ranks.flatten(0, 1)[rows].float().cpu(), truth.flatten(0, 1)[rows].cpu()))
+
+    def scores(self, device: torch.device | str = "cpu") -> Scores:
+        """Of all that was added; average precision is sorted on `device`. ValueError where no patch has a class."""
+        counts = Counts(*(torch.cat(part).numpy() for part in zip(*self.counts, strict=True)))
+        if not self.ranked:
+            return summarise(counts, None)
+        ranks, truth = (torch.cat(part) for part in zip(*self.ranks, strict=True))
+        return summarise(counts, average_precision(ranks, truth, device).tolist())
+
+
 def score(logits: Tensor, truth: Tensor, counted: Tensor | None = None) -> Scores:
     """logits, truth (bool) [M, N, K], or [M, K] of whole images. A class is told where its probability is above 1/2.
 
-    counted [M, N] bool: patches that have a label (None: all). A class that is never told has precision 0, as
-    scikit-learn's `zero_division=0`. Raises ValueError where no patch has a class.
+    counted [M, N] bool: patches that have a label (None: all). Raises ValueError where no patch has a class.
     """
-    return score_told(logits > 0, logits, truth, counted)
+    tally = Tally()
+    tally.add(logits > 0, logits, truth, counted)
+    return tally.scores()
 
 
-def score_told(told: Tensor, ranks: Tensor, truth: Tensor, counted: Tensor | None = None) -> Scores:
-    """As `score`, of decisions [..., K] made elsewhere, with `ranks` [..., K] for average precision."""
-    if truth.ndim == 2:
-        told, ranks, truth = (tensor[:, None] for tensor in (told, ranks, truth))
-    if counted is not None:
-        told, truth = told & counted[..., None], truth & counted[..., None]
-    parts = (told & truth, told, truth)
-    counts = Counts(*(part.sum(1, dtype=torch.int32).cpu().numpy() for part in parts))
-    rows = slice(None) if counted is None else counted.flatten()
-    ap = average_precision(ranks.flatten(0, 1)[rows], truth.flatten(0, 1)[rows])
-    return summarise(counts, ap.tolist())
-
-
-def summarise(counts: Counts, ap: list[float]) -> Scores:
-    """Scores from counts, summed over images, and each class's average precision."""
+def summarise(counts: Counts, ap: list[float] | None) -> Scores:
+    """Scores from counts, summed over images, and each class's average precision where it is known."""
     hits, told, there = (part.sum(0, dtype=np.int64) for part in (counts.hits, counts.told, counts.there))
     has = there > 0
     if not has.any():
@@ -56,7 +76,7 @@ def summarise(counts: Counts, ap: list[float]) -> Scores:
         "recall": hits / np.maximum(there, 1),
         "precision": hits / np.maximum(told, 1),
         "f1": 2 * hits / np.maximum(told + there, 1),
-        "ap": np.array(ap),
+        **({} if ap is None else {"ap": np.array(ap)}),
     }
     macro = {name: float(value[has].mean()) for name, value in values.items()}
     classes = {
@@ -65,15 +85,15 @@ def summarise(counts: Counts, ap: list[float]) -> Scores:
     return Scores(macro, classes, counts)
 
 
-def average_precision(scores: Tensor, truth: Tensor) -> Tensor:
+def average_precision(scores: Tensor, truth: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """scores, truth (bool) [M, K] -> [K] fp64: sum over distinct scores, from the highest, of (R_n - R_{n-1}) P_n.
 
     As scikit-learn's average_precision_score: equal scores count as one threshold. NaN for a class without positives.
+    A block of classes at a time comes to `device`.
     """
     step = max(1, MOST // max(1, len(scores)))
-    parts = [
-        _average_precision(scores[:, i : i + step], truth[:, i : i + step]) for i in range(0, scores.shape[1], step)
-    ]
+    blocks = (slice(i, i + step) for i in range(0, scores.shape[1], step))
+    parts = [_average_precision(scores[:, block].to(device), truth[:, block].to(device)) for block in blocks]
     return torch.cat(parts).cpu()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from locfast.errors import UserError
 from locfast.eval.heads import HeadKind, Intervention, ProbeHead, Task
-from locfast.eval.probing.scoring import Scores, score, score_told
+from locfast.eval.probing.scoring import Scores, Tally
 from locfast.eval.probing.settings import Settings
 from locfast.eval.probing.targets import Targets
 from locfast.eval.probing.tokens import Tokens
@@ -67,6 +67,30 @@ def train_heads(
     under the held-out protocol only an epoch counts whose loss on `selection` is below that of saying how frequent
     every class is; if there is none, the last one does. Raises UserError where a loss is not finite.
     """
+    with _deterministic():
+        return _train(make, settings, seed, train, selection, device, autocast)
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Ask for one order of all sums, of attention's backward on a GPU above all; where there is none, go on."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def _train(
+    make: Callable[[Task, HeadKind, Intervention], ProbeHead],
+    settings: Settings,
+    seed: int,
+    train: Part,
+    selection: Part,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[None]],
+) -> list[Trained]:
     heads = []
     for task, kind, intervention in settings.forms():
         with torch.random.fork_rng(devices=[]):
@@ -97,7 +121,7 @@ def train_heads(
             optimizer.step()
             losses += found.detach()
             step, count = step + 1, count + 1
-        chosen = evaluate(heads, selection, device, autocast)
+        chosen = evaluate(heads, selection, device, autocast, ranked=False)
         if not all(map(math.isfinite, [*losses.tolist(), *(unseen for _, unseen in chosen)])):
             raise UserError(
                 f"seed {seed}, epoch {epoch}: a head's loss is not finite, so its figures would mean nothing. Try a "
@@ -126,52 +150,71 @@ def rate(settings: Settings, step: int, steps: int) -> float:
 
 @torch.no_grad()
 def evaluate(
-    heads: list[Trained], part: Part, device: torch.device, autocast: Callable[[], AbstractContextManager[None]]
+    heads: list[Trained],
+    part: Part,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[None]],
+    ranked: bool = True,
 ) -> list[tuple[Scores, float]]:
-    """Scores and mean losses of all heads on a part, in one pass over its tokens."""
-    logits: list[list[Tensor]] = [[] for _ in heads]
+    """Scores and mean losses of all heads on a part, in one pass over its tokens. ranked: average precision too."""
+    tallies, losses, weights = [Tally(ranked) for _ in heads], [0.0] * len(heads), [0] * len(heads)
     for one in heads:
         one.head.eval()
-    for _, tokens in part.tokens.batches(part.rows.split(PREDICTED)):
-        with autocast():
-            for found, one in zip(logits, heads, strict=True):
-                found.append(one.head(tokens).float())
-    rows = part.rows.to(part.targets.whole.device)
-    return [_scores(one, torch.cat(found), part.targets, rows) for one, found in zip(heads, logits, strict=True)]
+    tasks = {one.task for one in heads}
+    for rows, tokens in part.tokens.batches(part.rows.split(PREDICTED)):
+        wanted = {task: _wanted(task, part.targets, rows.to(device)) for task in tasks}
+        for i, one in enumerate(heads):
+            asked = wanted[one.task]
+            with autocast():
+                logits = one.head(tokens).float()
+            count = int(asked.counted.sum())
+            losses[i] += _loss(logits, asked).item() * count
+            weights[i] += count
+            ranks = logits if asked.one_of is None else logits.log_softmax(-1)
+            tallies[i].add(asked.told(logits), ranks, asked.classes, asked.counted)
+    return [(tally.scores(device), loss / max(1, w)) for tally, loss, w in zip(tallies, losses, weights, strict=True)]
 
 
-def _scores(one: Trained, logits: Tensor, targets: Targets, rows: Tensor) -> tuple[Scores, float]:
-    wanted = _wanted(one.task, targets, rows)
-    loss = _loss(logits, wanted).item()
-    if wanted.dtype == torch.bool:
-        return score(logits, wanted), loss
-    told, truth = F.one_hot(logits.argmax(-1), logits.shape[-1]).bool(), targets.unions(rows)
-    return score_told(told, logits.log_softmax(-1), truth, wanted >= 0), loss
+@dataclass(frozen=True)
+class Wanted:
+    """What a head should say: `classes` [B, N, K] (or [B, K] of whole images) bool, of majority labels `one_of` [B, N]
+    int64 too, and which patches (images) count: those of which any pixel has a class."""
+
+    classes: Tensor
+    counted: Tensor
+    one_of: Tensor | None = None
+
+    def told(self, logits: Tensor) -> Tensor:
+        """The classes that a head with these logits names: bool, as `classes`."""
+        if self.one_of is None:
+            return logits > 0
+        return torch.zeros_like(self.classes).scatter_(-1, logits.argmax(-1, keepdim=True), True)
 
 
-def _wanted(task: Task, targets: Targets, rows: Tensor) -> Tensor:
-    """What a head should say of the images `rows`: bool [B, K] or [B, N, K], or ids [B, N] of majority labels."""
-    if task == "global":
-        return targets.images(rows)
-    return targets.unions(rows) if targets.local.ndim == 3 else targets.local[rows].long()
+def _wanted(task: Task, targets: Targets, rows: Tensor) -> Wanted:
+    classes = targets.images(rows) if task == "global" else targets.unions(rows)
+    majority = task == "local" and targets.local.ndim == 2
+    return Wanted(classes, classes.any(-1), targets.local[rows].long() if majority else None)
 
 
-def _loss(logits: Tensor, wanted: Tensor) -> Tensor:
-    if wanted.dtype == torch.bool:
-        return F.binary_cross_entropy_with_logits(logits, wanted.float())
-    # The sum over labelled patches, so that a batch without one has loss 0 and not NaN.
-    total = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="sum")
-    return total / (wanted >= 0).sum().clamp(min=1)
+def _loss(logits: Tensor, wanted: Wanted) -> Tensor:
+    """The mean over what counts; 0 where nothing does."""
+    if wanted.one_of is None:
+        each = F.binary_cross_entropy_with_logits(logits, wanted.classes.float(), reduction="none").mean(-1)
+    else:
+        each = F.cross_entropy(logits.mT, wanted.one_of.clamp(min=0), reduction="none")
+    return (each * wanted.counted).sum() / wanted.counted.sum().clamp(min=1)
 
 
 def _loss_of_frequencies(one: Trained, part: Part) -> float:
     """The loss of a head that knows how frequent every class is on a part, and nothing of its images."""
     rows = part.rows.to(part.targets.whole.device)
-    present = part.targets.images(rows) if one.task == "global" else part.targets.unions(rows).flatten(0, 1)
-    if one.task == "local" and part.targets.local.ndim == 2:
-        share = present.sum(0, dtype=torch.float64) / present.sum()
+    wanted = [_wanted(one.task, part.targets, some) for some in rows.split(PREDICTED)]
+    count = sum(int(some.counted.sum()) for some in wanted)
+    present = torch.stack([some.classes.flatten(0, -2).sum(0, dtype=torch.float64) for some in wanted]).sum(0)
+    share = present / max(1, count)
+    if wanted[0].one_of is not None:
         return -torch.special.xlogy(share, share).sum().item()
-    share = present.sum(0, dtype=torch.float64) / len(present)  # and never a copy of `present` in fp64
     return -(torch.special.xlogy(share, share) + torch.special.xlogy(1 - share, 1 - share)).mean().item()
 
 
