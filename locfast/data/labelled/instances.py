@@ -17,7 +17,7 @@ from locfast.data.labelled.coco import (
     read_json,
     require_files,
 )
-from locfast.data.labelled.split import LabelledSplit, Split, encode_label_map
+from locfast.data.labelled.split import LabelledSplit, ListedImages, Split, encode_label_map
 from locfast.data.sources.names import Names
 from locfast.data.spec import Record
 from locfast.errors import UserError
@@ -57,7 +57,7 @@ def _tools(file: Path) -> Any:
     return mask
 
 
-class InstanceMaps:
+class InstanceMaps(ListedImages):
     """All images of an instance JSON, in its order.
 
     Outlines are packed as bytes into one blob (8 bytes a coordinate), sorted by image: as Python objects they would
@@ -97,15 +97,6 @@ class InstanceMaps:
         self._last = np.searchsorted(rows[order], np.arange(len(listed)), side="right")
         """Where the objects of every image end."""
 
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def file_name(self, index: int) -> str:
-        return self._names[index]
-
-    def name(self, index: int) -> str:
-        return str(self.images / self._names[index])
-
     def label_name(self, index: int) -> str:
         return f"{self.file} (its image {self._names[index]})"
 
@@ -136,9 +127,6 @@ class InstanceMaps:
             return {"size": [height, width], "counts": bytes(outlines[0])}
         polygons = [np.frombuffer(outline) for outline in outlines]
         return mask.merge(mask.frPyObjects(polygons, height, width))
-
-    def __repr__(self) -> str:
-        return f"{len(self)} labelled images in {self.images}"
 
 
 def _between(ends: np.ndarray, i: int) -> tuple[int, int]:

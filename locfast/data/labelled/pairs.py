@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 
 from locfast.data.decode.cpu import decode_label_map
-from locfast.data.labelled.split import encode_label_map, some
+from locfast.data.labelled.split import ListedImages, encode_label_map, some
 from locfast.data.sources.folder import walk_images
 from locfast.data.sources.names import Names
 from locfast.data.spec import Record
 from locfast.errors import UserError
 
 
-class LabelledPairs:
+class LabelledPairs(ListedImages):
     """Every image `images/a/b.jpg` with its label map `maps/a/b.png`.
 
     `shift`: what is added, modulo 256, to the values of the files to make class ids of them.
@@ -37,15 +37,6 @@ class LabelledPairs:
             raise UserError(f"asked for labelled images in {images} and {maps}, found no image in either")
         self._names, self._map_names = Names(names), Names(map_of[stem] for stem in stems)
 
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def file_name(self, index: int) -> str:
-        return self._names[index]
-
-    def name(self, index: int) -> str:
-        return str(self.images / self._names[index])
-
     def label_name(self, index: int) -> str:
         return str(self.maps / self._map_names[index])
 
@@ -55,6 +46,3 @@ class LabelledPairs:
         if self.shift:
             label_map = encode_label_map(decode_label_map(label_map) + self.shift)
         return Record(Path(name).read_bytes(), name, label_map=label_map)
-
-    def __repr__(self) -> str:
-        return f"{len(self)} labelled images in {self.images}"

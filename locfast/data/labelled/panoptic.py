@@ -20,7 +20,7 @@ from locfast.data.labelled.coco import (
     read_json,
     require_files,
 )
-from locfast.data.labelled.split import LabelledSplit, Split, encode_label_map
+from locfast.data.labelled.split import LabelledSplit, ListedImages, Split, encode_label_map
 from locfast.data.sources.names import Names
 from locfast.data.spec import Record
 from locfast.errors import UserError
@@ -51,7 +51,7 @@ def open_panoptic(root: Path, split: Split) -> LabelledSplit:
     return LabelledSplit(source, classes, 0, things, "coco-panoptic", root.name)
 
 
-class PanopticMaps:
+class PanopticMaps(ListedImages):
     """Annotated images of a panoptic JSON. Segments lie in arrays, 5 bytes each, which forked workers share."""
 
     def __init__(self, images: Path, maps: Path, file: Path, content: dict[str, Any], class_of: dict[int, int]) -> None:
@@ -70,15 +70,6 @@ class PanopticMaps:
         require_files(images, (self._names[i] for i in range(len(self))), file)
         require_files(maps, (self._map_names[i] for i in range(len(self))), file)
 
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def file_name(self, index: int) -> str:
-        return self._names[index]
-
-    def name(self, index: int) -> str:
-        return str(self.images / self._names[index])
-
     def label_name(self, index: int) -> str:
         return str(self.maps / self._map_names[index])
 
@@ -89,9 +80,6 @@ class PanopticMaps:
         ids = _segment_ids(file.read_bytes())
         label_map = encode_label_map(_classes_of(ids, self._ids[part], self._classes[part]))
         return Record(Path(name).read_bytes(), name, label_map=label_map)
-
-    def __repr__(self) -> str:
-        return f"{len(self)} labelled images in {self.images}"
 
 
 @quietly

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 
+from locfast.data.sources.names import Names
 from locfast.data.spec import Source
 from locfast.errors import UserError
 
@@ -26,6 +28,25 @@ class LabelledSource(Source, Protocol):
 
     def file_name(self, index: int) -> str:
         """The image's name within its split, which tells whether two splits have it in common."""
+
+
+class ListedImages:
+    """The images of a source by a list of their names within a folder; `_names` is set by whoever makes the list."""
+
+    images: Path
+    _names: Names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def file_name(self, index: int) -> str:
+        return self._names[index]
+
+    def name(self, index: int) -> str:
+        return str(self.images / self._names[index])
+
+    def __repr__(self) -> str:
+        return f"{len(self)} labelled images in {self.images}"
 
 
 @dataclass(frozen=True)

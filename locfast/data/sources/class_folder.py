@@ -9,16 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from locfast.data.sources.folder import is_image, walk_images
+from locfast.data.sources.folder import ImageFolder, is_image, walk_images
 from locfast.data.sources.names import Names
-from locfast.data.spec import Record
 from locfast.errors import UserError, suggest
 
 NAMED = 5
 """Folders that an error names."""
 
 
-class ClassFolder:
+class ClassFolder(ImageFolder):
     """Every image below the sub-folders of a folder; a sub-folder is a class, and they are numbered in sorted order.
 
     `classes` are the sub-folders' names, `labels` [M] the class of every image. Hidden folders and images beside the
@@ -44,16 +43,6 @@ class ClassFolder:
             for image in walk_images(self.root / name):
                 counts[-1] += 1
                 yield f"{name}/{image}"
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, index: int) -> str:
-        return str(self.root / self.names[index])
-
-    def read(self, index: int) -> Record:
-        name = self.name(index)
-        return Record(Path(name).read_bytes(), name)
 
     def readable_names(self, file: str | Path | None = None) -> dict[str, str]:
         """What to call the classes, by sub-folder, from a file; {} where there is none.

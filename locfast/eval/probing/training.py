@@ -51,6 +51,18 @@ class Trained:
     validation: Scores | None = None
 
 
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Ask for one order of all sums, of attention's backward on a GPU above all; where there is none, go on."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@_deterministic()
 def train_heads(
     make: Callable[[Task, HeadKind, Intervention], ProbeHead],
     settings: Settings,
@@ -67,30 +79,6 @@ def train_heads(
     under the held-out protocol only an epoch counts whose loss on `selection` is below that of saying how frequent
     every class is; if there is none, the last one does. Raises UserError where a loss is not finite.
     """
-    with _deterministic():
-        return _train(make, settings, seed, train, selection, device, autocast)
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """Ask for one order of all sums, of attention's backward on a GPU above all; where there is none, go on."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-def _train(
-    make: Callable[[Task, HeadKind, Intervention], ProbeHead],
-    settings: Settings,
-    seed: int,
-    train: Part,
-    selection: Part,
-    device: torch.device,
-    autocast: Callable[[], AbstractContextManager[None]],
-) -> list[Trained]:
     heads = []
     for task, kind, intervention in settings.forms():
         with torch.random.fork_rng(devices=[]):
