@@ -23,13 +23,16 @@ def ceiling(device: torch.device, precision: str) -> float | None:
 
 
 def count_flops(method: Method, batch: Batch, draw: Any, precision: str) -> int:
-    """FLOPs of one forward and backward pass; leaves gradients and weights as they are.
+    """FLOPs of one forward and backward pass; leaves gradients, weights and buffers (running means) as they are.
 
     A pass of its own: to count inside a training step would run that step without torch.compile.
     """
     parameters = [p for p in method.parameters() if p.requires_grad]
+    buffers = [(buffer, buffer.clone()) for buffer in method.buffers()]
     with FlopCounterMode(display=False) as counter:
         with autocast(method.device, precision):
             loss = method(batch, draw)["loss"]
         torch.autograd.grad(loss, parameters, allow_unused=True)
+    for buffer, before in buffers:
+        buffer.copy_(before)
     return counter.get_total_flops()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from inspect import signature
@@ -40,6 +40,16 @@ _LOCAL_BUFFERS: dict[str, Any] = {
     next(name for name in _NAMES if name in signature(DistributedDataParallel).parameters): False
 }
 """Ranks make equal buffers by themselves, so none are sent at every step."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """A micro-batch of a step, the method's random numbers for it, and its first position in the stream."""
+
+    batch: Batch
+    draw: Any
+    position: int
+    last: bool
 
 
 @dataclass(frozen=True)
@@ -133,12 +143,9 @@ class Trainer:
         """
         parts: dict[str, Tensor] = {}
         seen: list[MicroBatch] = []
-        for round_ in range(self.plan.accumulation):
-            with self.meter.waiting():
-                batch = next(batches)
-            position = self.plan.first_position(step, round_)
-            losses = self.backward(batch, position, sync=round_ == self.plan.accumulation - 1)
-            seen.append(MicroBatch(position, batch["index"], batch["epoch"], losses["loss"]))
+        for one in self.rounds(step, batches):
+            losses = self.backward(one)
+            seen.append(MicroBatch(one.position, one.batch["index"], one.batch["epoch"], losses["loss"]))
             for name, value in losses.items():
                 parts[name] = parts.get(name, 0) + value
         names = sorted(parts)
@@ -155,7 +162,7 @@ class Trainer:
             nn.utils.clip_grads_with_norm_(self.parameters, self.optim.clip, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.method.after_step(step + 1)
+        self.method.after_step(step + 1, self.plan.steps)
 
     def settle(self) -> dict[str, float]:
         """Wait for the numbers of the last step: its loss and parts as means over the whole global batch, and more.
@@ -176,16 +183,40 @@ class Trainer:
             self.stop(taken.step, taken.seen, numbers)
         return numbers
 
-    def backward(self, batch: Batch, position: int, sync: bool) -> dict[str, Tensor]:
-        """Add one micro-batch's share of the gradients; its losses in fp64. `sync`: average gradients over ranks."""
+    def rounds(self, step: int, batches: Iterator[Batch]) -> Iterable[Round]:
+        """The micro-batches of a step; where the method looks ahead, with what it made of the step as a whole."""
+        taken = (self.take(step, number, batches) for number in range(self.plan.accumulation))
+        if not self.method.looks_ahead or self.plan.accumulation == 1:
+            return taken
+        rounds, looks = list(taken), []
+        with torch.no_grad():
+            for one in rounds:
+                self.seed(one.position)
+                with autocast(self.device, self.precision):
+                    looks.append(self.method.look(one.batch, one.draw))
+        for one, ahead in zip(rounds, self.method.weigh(looks), strict=True):
+            one.batch["ahead"] = ahead
+        return rounds
+
+    def take(self, step: int, number: int, batches: Iterator[Batch]) -> Round:
+        with self.meter.waiting():
+            batch = next(batches)
         draw = self.method.draw(Keys(self.config.seed, batch["epoch"], batch["index"]))
-        if self.meter.flops is None and self.meter.ceiling:
-            self.meter.flops = count_flops(self.method, batch, draw, self.precision)
-        # what draws from torch's own generator (dropout) depends on the place in the stream alone, as all else does
+        last = number == self.plan.accumulation - 1
+        return Round(batch, draw, self.plan.first_position(step, number), last)
+
+    def seed(self, position: int) -> None:
+        """What draws from torch's own generator (dropout) depends on the place in the stream alone, as all else."""
         torch.manual_seed((self.config.seed * 0x9E3779B97F4A7C15 + position) % 2**63)
-        with self.gradients_stay_here(not sync):
+
+    def backward(self, one: Round) -> dict[str, Tensor]:
+        """Add one micro-batch's share of the gradients; its losses in fp64. The last one averages them over ranks."""
+        if self.meter.flops is None and self.meter.ceiling:
+            self.meter.flops = count_flops(self.method, one.batch, one.draw, self.precision)
+        self.seed(one.position)
+        with self.gradients_stay_here(not one.last):
             with autocast(self.device, self.precision):
-                losses = self.model(batch, draw)
+                losses = self.model(one.batch, one.draw)
             (losses["loss"] / self.plan.accumulation).backward()
         return {name: value.detach().double() for name, value in losses.items()}
 

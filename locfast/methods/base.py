@@ -39,6 +39,9 @@ class Method(nn.Module):
     Frozen networks have `requires_grad=False`; they are saved once a run, everything else in every checkpoint.
     """
 
+    moving: tuple[str, ...] = ()
+    """Children without gradients that change all the same (a momentum encoder): they are in every checkpoint."""
+
     optim: OptimConfig
     """Optimiser and schedule, from the method's config."""
     preparation_samples: int = 0
@@ -67,6 +70,20 @@ class Method(nn.Module):
         """{"loss": scalar with gradient, other names: detached scalars to log}; the mean over the batch's samples."""
         raise NotImplementedError
 
+    looks_ahead: bool = False
+    """Whether a step of several micro-batches must be seen whole before the first of them gives a gradient."""
+
+    def look(self, batch: Batch, draw: Any) -> Any:
+        """For a method that looks ahead: what it wants to know of a micro-batch, without gradients.
+
+        torch's generator is where it will be in `forward`.
+        """
+        raise NotImplementedError
+
+    def weigh(self, looks: list[Any]) -> list[Any]:
+        """What `look` gave for all micro-batches of a step -> what `forward` finds of each in batch["ahead"]."""
+        raise NotImplementedError
+
     def seen(self, batch: Batch, draw: Any) -> dict[str, Seen]:
         """What the networks see of a batch, by view, for a picture of it. Default: every view, and all of it."""
         return {name: Seen(images) for name, images in batch["views"].items()}
@@ -86,8 +103,8 @@ class Method(nn.Module):
         matrices, vectors = [p for _, p in named if p.ndim > 1], [p for _, p in named if p.ndim <= 1]
         return [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
 
-    def after_step(self, step: int) -> None:
-        """Called after optimiser step number `step` (from 1): moving averages and the like."""
+    def after_step(self, step: int, steps: int) -> None:
+        """Called after optimiser step number `step` (from 1) of `steps`: moving averages and the like."""
 
     def enable_compile(self) -> None:
         """Compile the networks in place (`--compile`), block by block where they have blocks; same state-dict keys."""
@@ -100,7 +117,8 @@ class Method(nn.Module):
 
     def frozen_state(self) -> dict[str, Tensor]:
         """Parameters and buffers of frozen networks by state-dict key: saved once a run."""
-        frozen = [m for m in self.children() if not any(p.requires_grad for p in m.parameters())]
+        still = [m for name, m in self.named_children() if name not in self.moving]
+        frozen = [m for m in still if not any(p.requires_grad for p in m.parameters())]
         inside = {id(t) for m in frozen for t in (*m.parameters(), *m.buffers())}
         return {k: t for k, t in self.state_dict(keep_vars=True).items() if id(t) in inside}
 

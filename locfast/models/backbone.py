@@ -136,8 +136,11 @@ class Backbone(nn.Module):
             if isinstance(part, nn.Module):
                 part.requires_grad_(False)
 
-    def embed_patches(self, images: Tensor) -> Tensor:
-        """images [B, 3, H, W], normalised, of the model's size -> one embedding a patch [B, N, C]."""
+    def embed_patches(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """images [B, 3, H, W], normalised, of the model's size -> one embedding a patch [B, N, C].
+
+        kept [B, K] int64: of these patches alone, [B, K, C]; the pixels of others are not even read.
+        """
         if tuple(images.shape[-2:]) != self.image_size:
             raise ValueError(f"{self.name} takes images of {self.image_size}, got {tuple(images.shape[-2:])}")
         embed = self.model.patch_embed
@@ -146,7 +149,11 @@ class Backbone(nn.Module):
         pixels = pixels.unflatten(2, (rows, height)).permute(0, 2, 4, 1, 3, 5)  # [B, rows, columns, 3, h, w]
         # A convolution whose kernel is its stride is a product of patches and weights. cuDNN also turns the images'
         # layout around: with that it took 2.4 of the 81 ms of a compiled ViT-B/16 step (an H200, 128 images).
-        pixels = for_product(pixels).contiguous().flatten(3).flatten(1, 2)
+        if kept is None:
+            pixels = for_product(pixels).contiguous().flatten(3).flatten(1, 2)
+        else:
+            row = torch.arange(len(kept), device=kept.device)[:, None]
+            pixels = for_product(pixels[row, kept // columns, kept % columns]).flatten(2)
         return embed.norm(F.linear(pixels, embed.proj.weight.flatten(1), embed.proj.bias))
 
     def empty_patch(self) -> Tensor:
@@ -155,10 +162,24 @@ class Backbone(nn.Module):
         zero = embed.proj.weight.new_zeros(self.embed_dim)
         return embed.norm(zero if embed.proj.bias is None else embed.proj.bias)
 
-    def add_prefix_and_position(self, patches: Tensor) -> Tensor:
-        """Prefix tokens, position embeddings, and CLIP's norm before the blocks: [..., N, C] -> [..., T, C]."""
-        lead = patches.shape[:-2]
-        x = patches.reshape(-1, *patches.shape[-2:])
+    def add_prefix_and_position(self, patches: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Prefix tokens, position embeddings, and CLIP's norm before the blocks: [..., N, C] -> [..., T, C].
+
+        kept [B, K]: which patches these are, patches being [B, K, C] then -> [B, P + K, C].
+        """
+        if kept is None:
+            lead = patches.shape[:-2]
+            x = self._norm_pre(self._place(patches.reshape(-1, *patches.shape[-2:])))
+            return x.reshape(*lead, *x.shape[-2:])
+        # timm adds positions, so what it makes of empty patches is all of them, and the prefix
+        empty = self._place(patches.new_zeros(1, self.num_patches, self.embed_dim))
+        prefix, position = empty.split([self.num_prefix_tokens, self.num_patches], dim=1)
+        # embedding() and not indexing: its backward adds up the rows of a position in a fixed order, and sorts less
+        x = torch.cat([prefix.expand(len(kept), -1, -1), patches + F.embedding(kept, position[0])], dim=1)
+        return self._norm_pre(x)
+
+    def _place(self, x: Tensor) -> Tensor:
+        """Prefix tokens and position embeddings: x [B, N, C] -> [B, T, C]."""
         model = self.model
         if self.family == "beit":
             x = torch.cat([model.cls_token.expand(len(x), -1, -1), x], dim=1)
@@ -167,8 +188,11 @@ class Backbone(nn.Module):
             if getattr(model, "dynamic_img_size", False):
                 x = x.unflatten(1, self.grid)
             placed = model._pos_embed(x)  # timm's own rule for CLS, registers, and which of them have a position
-            x = model.norm_pre(placed[0] if isinstance(placed, tuple) else placed)
-        return x.reshape(*lead, *x.shape[-2:])
+            x = placed[0] if isinstance(placed, tuple) else placed
+        return x
+
+    def _norm_pre(self, x: Tensor) -> Tensor:
+        return x if self.family == "beit" else self.model.norm_pre(x)
 
     def run_blocks(
         self,
@@ -218,10 +242,23 @@ class Backbone(nn.Module):
         softcap: float | None = None,
         checkpointing: bool = False,
         uncapped: Implementation = "sdpa",
+        kept: Tensor | None = None,
     ) -> Tensor:
-        """images [B, 3, H, W] -> [B, T, C], what timm's forward_features gives; the rest as in `run_blocks`."""
-        x = self.add_prefix_and_position(self.embed_patches(images))
-        return self.final_norm(self.run_blocks(x, softcap=softcap, checkpointing=checkpointing, uncapped=uncapped))
+        """images [B, 3, H, W] -> [B, T, C], what timm's forward_features gives; the rest as in `run_blocks`.
+
+        kept [B, K] int64, patch indices in any order: the other patches are dropped before the first block, so that no
+        token attends to them and none of their FLOPs are spent -> [B, P + K, C]. UTA, section 2.2; MAE.
+        """
+        patches = self.embed_patches(images, kept)
+        return self.encode(patches, kept, softcap=softcap, checkpointing=checkpointing, uncapped=uncapped)
+
+    def encode(self, patches: Tensor, kept: Tensor | None = None, **how: Any) -> Tensor:
+        """Patch embeddings [B, N or K, C], of which some may be [MASK] tokens -> tokens behind the final norm.
+
+        kept and how: as in `run_blocks`.
+        """
+        x = self.add_prefix_and_position(patches, kept)
+        return self.final_norm(self.run_blocks(x, kept=kept, **how))
 
     forward = forward_features
 

@@ -61,7 +61,7 @@ def in_a_fork() -> None:
 
 def again_and_again() -> None:
     os.register_at_fork(after_in_parent=press)
-    Toy.after_step = lambda self, step: press()
+    Toy.after_step = lambda self, step, steps: press()
 
 
 def in_a_finaliser() -> None:
@@ -70,11 +70,11 @@ def in_a_finaliser() -> None:
             press()
             time.sleep(0)  # where Python sees the signal
 
-    Toy.after_step = lambda self, step: Finalised() and None if step == 5 else None
+    Toy.after_step = lambda self, step, steps: Finalised() and None if step == 5 else None
 
 
 def in_a_call_that_does_not_come_back() -> None:
-    def after_step(self: Toy, step: int) -> None:
+    def after_step(self: Toy, step: int, steps: int) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # of this thread: as if it ran no Python
         press()
         time.sleep(1000)

@@ -213,7 +213,7 @@ def test_files_that_vanish_during_training_are_replaced_and_named_once(images, t
     data = Path(shutil.copytree(images, tmp_path / "data"))
     gone = ["005.jpg", "006.jpg"]
 
-    def vanish(self: Toy, step: int) -> None:
+    def vanish(self: Toy, step: int, steps: int) -> None:
         if step == 2:
             for name in gone:
                 (data / name).unlink()
@@ -240,7 +240,7 @@ def test_damage_inside_a_shard_costs_its_samples_and_no_others(images, tmp_path,
         file.seek(members[0]["007.jpg"].offset_data)
         file.write(bytes(400))
 
-    def shorten(self: Toy, step: int) -> None:
+    def shorten(self: Toy, step: int, steps: int) -> None:
         if step == 1:
             os.truncate(tmp_path / "1.tar", members[1]["045.jpg"].offset_data + 5)
 

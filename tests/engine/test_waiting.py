@@ -137,7 +137,7 @@ def test_slow_assembling_is_named(images, tmp_path, monkeypatch):
 
 
 def test_a_run_that_does_not_wait_is_told_nothing(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(Toy, "after_step", lambda self, step: time.sleep(0.1))
+    monkeypatch.setattr(Toy, "after_step", lambda self, step, steps: time.sleep(0.1))
     told, means = logged(images, tmp_path / "run", workers=2)
     assert told == []
     assert means["data_wait"] < SLOW

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from locfast.errors import UserError, suggest
+from locfast.errors import UserError
 from locfast.eval.global_ability.pooling import Embed, has_cls
 from locfast.models.backbone import FAMILIES, Backbone
-from locfast.models.create import seeded
+from locfast.models.open_clip_model import load_open_clip
 
-INSTALL = "pip install 'locfast[open-clip]'"
 SAME = 1e-2
 """Relative difference of patch embeddings below which two towers have one origin; half precision gives 5e-4."""
 
@@ -51,43 +50,11 @@ class TextTower:
 def open_text_tower(name: str, pretrained: str, *, seed: int = 0) -> TextTower:
     """An open_clip model by name, or by a config file (.json), in evaluation mode, on the CPU.
 
-    pretrained: a tag of open_clip's, a checkpoint file, or "none" for weights drawn from `seed`. Raises UserError
-    where open_clip is not installed and where names, files or a network do not lead to a model and its tokenizer.
+    pretrained: a tag of open_clip's, a checkpoint file, or "none" for weights drawn from `seed`. Raises UserError as
+    `load_open_clip` does.
     """
-    try:
-        import open_clip
-    except ImportError as error:
-        raise UserError(
-            f"zero-shot needs open_clip for the text tower, which cannot be imported ({error}). Type {INSTALL}"
-        ) from None
-    if name.endswith(".json"):
-        if not Path(name).is_file():
-            raise UserError(f"--text-model {name}: no such file. Give a config of open_clip, or a name it knows.")
-        open_clip.add_model_config(Path(name))
-        name = Path(name).stem
-    if name not in open_clip.list_models():
-        near = suggest(name, open_clip.list_models())
-        raise UserError(
-            f"--text-model {name}: open_clip {open_clip.__version__} has no such model{near or '.'} `python -c 'import "
-            "open_clip; print(open_clip.list_models())'` lists them; a config file (.json) works too."
-        )
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained != "none" and pretrained not in tags and not Path(pretrained).is_file():
-        raise UserError(
-            f"--text-pretrained {pretrained}: neither a file nor weights that open_clip has for {name}"
-            f"{suggest(pretrained, tags) or '.'} It has {', '.join(tags) or 'none'}; none draws random ones."
-        )
-    try:
-        with seeded(seed):
-            model = open_clip.create_model(name, pretrained=None if pretrained == "none" else pretrained)
-        tokenizer = open_clip.get_tokenizer(name)
-    except Exception as error:  # the hub, pickle, torch and transformers have errors of many kinds
-        told = (str(error).strip() or repr(error)).splitlines()[0][:200]
-        raise UserError(
-            f"--text-model {name} --text-pretrained {pretrained}: open_clip could not load it ({type(error).__name__}: "
-            f"{told}). Without a network, fetch its checkpoint elsewhere and type --text-pretrained FILE."
-        ) from None
-    return TextTower(name, model.eval().requires_grad_(False), tokenizer)
+    model, tokenizer = load_open_clip(name, pretrained, seed=seed, flags=("--text-model", "--text-pretrained"))
+    return TextTower(Path(name).stem if name.endswith(".json") else name, model.requires_grad_(False), tokenizer)
 
 
 def projection(text: TextTower, backbone: Backbone, name: str) -> Embed:

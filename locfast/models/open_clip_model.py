@@ -1,0 +1,56 @@
+"""An open_clip model by name, tag, config or checkpoint file: both towers and the tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from locfast.errors import UserError, suggest
+from locfast.models.create import seeded
+
+INSTALL = "pip install 'locfast[open-clip]'"
+Flags = tuple[str, str]
+"""What the user typed the name and the weights after: errors repeat it."""
+
+
+def load_open_clip(name: str, pretrained: str, *, seed: int = 0, flags: Flags) -> tuple[Any, Any]:
+    """(model, tokenizer) of open_clip by name, or by a config file (.json); in evaluation mode, on the CPU.
+
+    pretrained: a tag of open_clip's, a checkpoint file, or "none" for weights drawn from `seed`. Raises UserError
+    where open_clip is not installed and where names, files or a network do not lead to a model and its tokenizer.
+    """
+    by_name, by_weights = flags
+    try:
+        import open_clip
+    except ImportError as error:
+        raise UserError(
+            f"{by_name} {name} is a model of open_clip, which cannot be imported ({error}). Type {INSTALL}"
+        ) from None
+    if name.endswith(".json"):
+        if not Path(name).is_file():
+            raise UserError(f"{by_name} {name}: no such file. Give a config of open_clip, or a name it knows.")
+        open_clip.add_model_config(Path(name))
+        name = Path(name).stem
+    if name not in open_clip.list_models():
+        near = suggest(name, open_clip.list_models())
+        raise UserError(
+            f"{by_name} {name}: open_clip {open_clip.__version__} has no such model{near or '.'} `python -c 'import "
+            "open_clip; print(open_clip.list_models())'` lists them; a config file (.json) works too."
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained != "none" and pretrained not in tags and not Path(pretrained).is_file():
+        raise UserError(
+            f"{by_weights} {pretrained}: neither a file nor weights that open_clip has for {name}"
+            f"{suggest(pretrained, tags) or '.'} It has {', '.join(tags) or 'none'}; none draws random ones."
+        )
+    try:
+        with seeded(seed):
+            model = open_clip.create_model(name, pretrained=None if pretrained == "none" else pretrained)
+        tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:  # the hub, pickle, torch and transformers have errors of many kinds
+        told = (str(error).strip() or repr(error)).splitlines()[0][:200]
+        raise UserError(
+            f"{by_name} {name} {by_weights} {pretrained}: open_clip could not load it ({type(error).__name__}: "
+            f"{told}). Without a network, fetch its checkpoint elsewhere and type {by_weights} FILE."
+        ) from None
+    return model.eval(), tokenizer
