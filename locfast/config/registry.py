@@ -12,6 +12,7 @@ from locfast.errors import UserError, suggest
 
 METHODS: dict[str, tuple[str, str]] = {
     "maskembed": ("locfast.config.maskembed:MaskEmbedConfig", "locfast.methods.maskembed:MaskEmbed"),
+    "uta": ("locfast.config.uta:UTAConfig", "locfast.methods.uta:UTA"),
 }
 """Method name -> where its config class and its own class are, as module:name."""
 

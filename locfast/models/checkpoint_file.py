@@ -52,8 +52,10 @@ def load_checkpoint_file(model: Any, file: Path, name: str) -> Origin:
         state = state if convert is None else convert(state, model)
     except Exception as error:  # timm's converters index keys and reshape tensors that another architecture lacks
         raise _other_architecture(name, file, model, f"timm cannot convert it: {error!r}") from error
-    state = {key: value for key, value in state.items() if not key.startswith("head.")}
-    missing = [key for key in own if key not in state and not key.startswith(BEHIND_FEATURES)]
+    # a head is loaded where the model was built with one, and then it must be there
+    state = {key: value for key, value in state.items() if key in own or not key.startswith("head.")}
+    needed = [key for key in own if key.startswith("head.") or not key.startswith(BEHIND_FEATURES)]
+    missing = [key for key in needed if key not in state]
     extra = [key for key in state if key not in own]
     wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
     if wrong:

@@ -27,6 +27,16 @@ MOCO_V3 = {
 }
 """MoCo v3's own file (CC BY-NC 4.0), which timm has no tag for; a copy on disk is vit_base_patch16_224@FILE."""
 
+EVA02_GIANT = "eva02_giant_patch14_224"
+SIZES: dict[str, tuple[str, dict[str, Any]]] = {
+    EVA02_GIANT: (
+        "eva02_large_patch14_224",
+        {"embed_dim": 1408, "depth": 40, "num_heads": 16, "mlp_ratio": 4096 / 1408 + 1e-9},
+    ),
+}
+"""Architectures that timm has in other sizes only: name -> timm's name and its arguments. EVA-02's blocks at the size
+of EVA-01's giant are UTA's g/14 (the 1e-9 keeps 4096 from being rounded down)."""
+
 WRAPPED_MODULES = ("vision_transformer", "eva", "beit", "deit")
 """timm's files whose models are plain Vision Transformers; others are refused before anything is downloaded."""
 
@@ -34,8 +44,9 @@ WRAPPED_MODULES = ("vision_transformer", "eva", "beit", "deit")
 def create_timm_model(
     name: str, pretrained: bool, *, seed: int = 0, image_size: int | None = None, **model_args: Any
 ) -> Any:
-    """The timm model called `name` with num_classes=0; see `load_backbone`. The global RNG is left as it was.
+    """The timm model called `name`, without a head; see `load_backbone`. The global RNG is left as it was.
 
+    num_classes among `model_args`: None keeps the head that the model has, with its weights.
     Its `_model_args` record what, beside the architecture's name, builds it again.
     """
     if image_size is not None:
@@ -53,6 +64,8 @@ def create_timm_model(
         architecture, at, file = name.partition("@")
         if at:
             return _from_file(name, architecture, Path(file).expanduser(), pretrained, model_args)
+        if name in SIZES:
+            return _from_size(name, pretrained, model_args)
         if name in MOCO_V3:
             return _moco_v3(name, pretrained, model_args)
         _check_registered(name)
@@ -131,6 +144,16 @@ def _from_file(name: str, architecture: str, file: Path, pretrained: bool, model
     return model
 
 
+def _from_size(name: str, pretrained: bool, model_args: dict[str, Any]) -> Any:
+    """One of SIZES, which nobody has published weights of in timm's form."""
+    if pretrained:
+        raise UserError(f"--model {name}: there are no pretrained weights of it. Start from random ones.")
+    architecture, size = SIZES[name]
+    model = _build(architecture, False, {**size, **model_args})
+    model.pretrained_cfg.update(tag=None, hf_hub_id=None)
+    return model
+
+
 def _moco_v3(name: str, pretrained: bool, model_args: dict[str, Any]) -> Any:
     """MoCo v3 from its authors' server, kept in torch's cache."""
     model = _build(name.partition(".")[0], False, model_args)
@@ -152,9 +175,12 @@ def _moco_v3(name: str, pretrained: bool, model_args: dict[str, Any]) -> Any:
 
 def _build(name: str, pretrained: bool, model_args: dict[str, Any]) -> Any:
     """timm's create_model without a head; notes in `_model_args` what built it where timm is too old to do so."""
-    model: Any = timm.create_model(name, pretrained=pretrained, **{**model_args, "num_classes": 0})
+    args = {"num_classes": 0, **model_args}
+    if args["num_classes"] is None:
+        del args["num_classes"]
+    model: Any = timm.create_model(name, pretrained=pretrained, **args)
     if not hasattr(model, "_model_args"):
-        model._model_args = {**model_args, "num_classes": 0}
+        model._model_args = args
     return model
 
 
@@ -170,7 +196,7 @@ def _check_registered(name: str) -> None:
     """Raise UserError unless timm knows architecture and tag, and the architecture is one that locfast can wrap."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        known = [*timm.list_models(), *timm.list_pretrained(), *MOCO_V3, "demo"]
+        known = [*timm.list_models(), *timm.list_pretrained(), *MOCO_V3, *SIZES, "demo"]
         hint = suggest(name, known)
         path = " If it is a folder or a file, it does not exist; hub models are written hf-hub:org/name." * (
             "/" in name
