@@ -9,11 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from locfast.data.spec import Geometry, View
+from locfast.data.spec import PADDING, Geometry, View
 from locfast.random import Keys, uniform
 
-SCALE = (0.08, 1.0)
-"""Range of the area of a random crop or zoom, as a share of the image."""
 RATIO = (3 / 4, 4 / 3)
 """Range of a random change of aspect ratio."""
 ATTEMPTS = 10
@@ -44,7 +42,7 @@ class Plan:
 
 def draw_numbers(view: View, name: str, keys: Keys) -> np.ndarray:
     """The random numbers of view `name` for each sample: [B, count] float64 in [0, 1), stream crop.<name>."""
-    count = {"random_resized": 2 + 4 * ATTEMPTS, "zoom_center": 6}.get(view.crop, 2)
+    count = {"random_resized": 2 + 4 * ATTEMPTS, "zoom_center": 6, "simple_resized": 4}.get(view.crop, 2)
     return uniform(keys, f"crop.{name}", count).double().numpy()
 
 
@@ -53,10 +51,13 @@ def plan(view: View, source: tuple[int, int], numbers: Sequence[float]) -> Plan:
     flip, interpolation, *rest = numbers
     height, width = source
     if view.crop == "random_resized":
-        box, inside, resized = _random_box(height, width, rest), (0, 0, view.size[1], view.size[0]), None
+        box, inside, resized = _random_box(height, width, view.scale, rest), (0, 0, view.size[1], view.size[0]), None
     else:
         resized = _resized(view, source, rest)
-        y, x = map(_window, source, resized, view.size)
+        if view.crop == "simple_resized":
+            y, x = map(_padded_window, source, resized, view.size, rest)
+        else:
+            y, x = map(_window, source, resized, view.size)
         box = (x.source_start, y.source_start, x.source_end, y.source_end)
         inside = (x.start, y.start, x.end, y.end)
     chosen = ("bilinear", "bicubic")[interpolation >= 0.5] if view.interpolation == "random" else view.interpolation
@@ -64,13 +65,14 @@ def plan(view: View, source: tuple[int, int], numbers: Sequence[float]) -> Plan:
 
 
 def _resized(view: View, source: tuple[int, int], numbers: Sequence[float]) -> tuple[int, int]:
-    """Height and width that the whole image is resized to before the centre of it is taken."""
+    """Height and width that the whole image is resized to before a part of it is taken."""
     height, width = source
     # timm's evaluation transform rounds the size before the crop down.
-    target = tuple(math.floor(side / view.crop_pct) for side in view.size)
+    share = 1.0 if view.crop == "simple_resized" else view.crop_pct
+    target = tuple(math.floor(side / share) for side in view.size)
     if view.crop == "squash":
         return target[0], target[1]
-    if view.crop == "center":
+    if view.crop in ("center", "simple_resized"):
         if target[0] == target[1]:  # torchvision's Resize(int): the short side is exact, the long one rounded down
             short, long = min(source), target[0] * max(source) // min(source)
             return (target[0], long) if height == short else (long, target[0])
@@ -79,7 +81,7 @@ def _resized(view: View, source: tuple[int, int], numbers: Sequence[float]) -> t
     # zoom_center: timm's ResizeKeepRatio with random_scale_area, as in its training crop mode rkrc.
     zoomed, area, changed, aspect = numbers
     ratio = min(height / view.size[0], width / view.size[1])
-    factor = 1 / math.sqrt(SCALE[0] + (SCALE[1] - SCALE[0]) * area) if zoomed < 0.5 else 1.0
+    factor = 1 / math.sqrt(_between(view.scale, area)) if zoomed < 0.5 else 1.0
     change = math.exp(_log_between(RATIO, aspect) / 2) if changed < 0.5 else 1.0
     # A picture of 3000 x 1 must not vanish along its short side.
     return max(1, round(height * factor / change / ratio)), max(1, round(width * factor * change / ratio))
@@ -103,11 +105,24 @@ def _window(source: int, resized: int, view: int) -> _Window:
     return _Window(start * scale, min((start + view) * scale, source), 0, view)
 
 
-def _random_box(height: int, width: int, numbers: Sequence[float]) -> tuple[float, float, float, float]:
+def _padded_window(source: int, resized: int, view: int, number: float) -> _Window:
+    """One axis of a random crop of a resized image that was padded by reflection; every offset is as likely.
+
+    A view is so much larger than the padding that it shows the pixels that are reflected into it.
+    """
+    first = int(number * (resized + 2 * PADDING - view + 1)) - PADDING
+    shown, end = max(0, first), min(resized, first + view)
+    scale = source / resized
+    return _Window(shown * scale, min(end * scale, source), shown - first, end - first)
+
+
+def _random_box(
+    height: int, width: int, scale: tuple[float, float], numbers: Sequence[float]
+) -> tuple[float, float, float, float]:
     """torchvision's random resized crop: area and log aspect ratio uniform, whole pixels, else the centre."""
     for attempt in range(ATTEMPTS):
         area, aspect, y, x = numbers[4 * attempt : 4 * attempt + 4]
-        pixels = height * width * (SCALE[0] + (SCALE[1] - SCALE[0]) * area)
+        pixels = height * width * _between(scale, area)
         ratio = math.exp(_log_between(RATIO, aspect))
         w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
         if 0 < w <= width and 0 < h <= height:
@@ -116,6 +131,10 @@ def _random_box(height: int, width: int, numbers: Sequence[float]) -> tuple[floa
     w, h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
+
+
+def _between(limits: tuple[float, float], share: float) -> float:
+    return limits[0] + (limits[1] - limits[0]) * share
 
 
 def _log_between(limits: tuple[float, float], share: float) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from locfast.data.augment import RandAugment
+from locfast.data.augment import Augment
 from locfast.data.crop import Plan, draw_numbers, geometry, plan
 from locfast.data.decode import UnreadableImage
 from locfast.data.decode.cpu import CpuDecoder, CpuPicture, decode_label_map
@@ -21,7 +21,7 @@ from locfast.data.sources.fetch import Fetch
 from locfast.data.sources.split import sample_name
 from locfast.data.spec import ImageSpec, Record, Source
 from locfast.data.watch import Notes, timed
-from locfast.random import Keys, random_words
+from locfast.random import Keys
 
 REFUSED = "JPEG that the decoder refused"
 
@@ -109,7 +109,7 @@ class Reader:
     ) -> None:
         self.source, self.spec, self.order, self.why_not = source, spec, order, why_not
         self.decoder = CpuDecoder()
-        self.augment = {name: RandAugment(view) for name, view in spec.views.items() if view.color}
+        self.augment = {name: Augment(view) for name, view in spec.views.items() if view.color}
         self.notes, self.fetch = Notes(), Fetch(source)
         self.refused: set[int] = set()
 
@@ -202,8 +202,7 @@ class Reader:
     def _pixels(self, picture: CpuPicture, plans: dict[str, Plan], epoch: int, index: int) -> dict[str, np.ndarray]:
         pixels = dict(zip(plans, picture.render(list(plans.values())), strict=True))
         for name, augment in self.augment.items():
-            words = random_words(Keys.of(self.order.seed, epoch, index), f"color.{name}", 4)
-            pixels[name] = augment(pixels[name], words[0].tolist())
+            pixels[name] = augment(pixels[name], Keys.of(self.order.seed, epoch, index), f"color.{name}")
         return pixels
 
 

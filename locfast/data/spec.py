@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 if TYPE_CHECKING:
     from torch import Tensor
 
-CropPolicy = Literal["center", "zoom_center", "random_resized", "squash"]
+CropPolicy = Literal["center", "zoom_center", "random_resized", "simple_resized", "squash"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random"]
+PADDING = 4
+"""Pixels that simple_resized reflects beyond each side of the resized image before it crops."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,28 @@ class View:
     crop: CropPolicy = "center"
     """center: the backbone's evaluation transform (resize the short side by 1/crop_pct, centre crop);
     zoom_center: random zoom and aspect, centre crop or reflect pad; random_resized: random resized crop;
+    simple_resized: resize the short side, reflect-pad by 4 pixels, crop at random (DeiT III's simple random crop);
     squash: resize both sides, aspect lost."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Range of the area of a random resized crop, or of a zoom, as a share of the image; MAE and UTA take (0.2, 1)."""
     crop_pct: float = 1.0
     interpolation: Interpolation = "bicubic"
     """A filter of PIL; random: bilinear or bicubic, drawn for each sample."""
     flip: bool = False
     color: str | None = None
-    """None, or a timm RandAugment string such as "rand-m9-mstd0.5-inc1". Its rotations and shifts of pixels are not
-    part of the view's Geometry."""
+    """None, or what `locfast.data.augment` takes: a timm RandAugment string such as "rand-m9-mstd0.5-inc1", whose
+    rotations and shifts of pixels are not part of the view's Geometry; "jitter-0.4-0.4-0.2-0.1" (ColorJitter);
+    "three" (grey, solarised or blurred); several joined by +."""
 
     def __post_init__(self) -> None:
         if min(self.size) < 1 or not 0 < self.crop_pct <= 1:
             raise ValueError(f"a view needs a positive size and 0 < crop_pct <= 1, got {self.size}, {self.crop_pct}")
+        if self.crop not in get_args(CropPolicy):
+            raise ValueError(f"a view's crop is one of {get_args(CropPolicy)}, got {self.crop!r}")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"a view's scale is a range of shares, 0 < low <= high <= 1, got {self.scale}")
+        if self.crop == "simple_resized" and min(self.size) <= 2 * PADDING:
+            raise ValueError(f"simple_resized pads by {PADDING} pixels and needs more than twice that, got {self.size}")
         if self.interpolation not in get_args(Interpolation):
             raise ValueError(f"a view's interpolation is one of {get_args(Interpolation)}, got {self.interpolation!r}")
 

@@ -72,9 +72,62 @@ def test_evaluation_views_have_the_interpolation_that_a_timm_config_names(pictur
     assert difference.mean() < (1.0 if interpolation in ("nearest", "box") else 0.15)
 
 
-def test_an_interpolation_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match="got 'cubic-ish'"):
-        view(interpolation="cubic-ish")
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"interpolation": "cubic-ish"}, "got 'cubic-ish'"),
+        ({"crop": "simple"}, "got 'simple'"),
+        ({"scale": (0.0, 1.0)}, r"got \(0.0, 1.0\)"),
+        ({"scale": (0.5, 0.2)}, "low <= high"),
+        ({"scale": (0.2, 1.5)}, "<= 1"),
+        ({"crop": "simple_resized", "size": (64, 8)}, "pads by 4 pixels"),
+    ],
+)
+def test_a_view_that_cannot_be_made_is_refused(options, told):
+    with pytest.raises(ValueError, match=told):
+        view(**options)
+
+
+def test_a_zoom_keeps_to_the_scale_of_its_view():
+    wanted = view(crop="zoom_center", scale=(0.5, 0.6))
+    plans = [plan(wanted, (400, 400), numbers) for numbers in numbers_for(wanted, 400)]
+    shares = np.array([(p.resized[0] * p.resized[1]) ** 0.5 / 224 for p in plans])
+    zoomed = shares[shares > 1.01]
+    # sides are whole pixels of some 300, and an aspect that changes keeps the area
+    assert 0.4 < len(zoomed) / 400 < 0.6
+    assert zoomed.min() > 0.6**-0.5 - 0.01 and zoomed.max() < 0.5**-0.5 + 0.01
+
+
+@pytest.mark.parametrize("size", [(500, 375), (333, 500), (97, 200), (40, 31), (224, 224), (1, 1), (3, 90)])
+@pytest.mark.parametrize("top", [0, 3, 4, 6, 8])
+@pytest.mark.parametrize("left", [0, 4, 8])
+def test_a_simple_resized_view_equals_torchvisions_for_the_same_offsets(picture, encode, monkeypatch, size, top, left):
+    """Offsets in the padded picture; at the far end where the long side has room for more."""
+    from torchvision.transforms import InterpolationMode, RandomCrop, Resize
+
+    image = picture(*size)
+    resized = Resize(64, InterpolationMode.BICUBIC)(image)
+    room = (resized.height - 64 + 8, resized.width - 64 + 8)
+    offsets = [most if offset == 8 else offset for offset, most in zip((top, left), room, strict=True)]
+    monkeypatch.setattr(RandomCrop, "get_params", staticmethod(lambda *_: (*offsets, 64, 64)))
+    theirs = RandomCrop(64, padding=4, padding_mode="reflect")(resized).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    numbers = [0.1, 0.9, *((offset + 0.5) / (most + 1) for offset, most in zip(offsets, room, strict=True))]
+    wanted = view(size=(64, 64), crop="simple_resized", flip=True)
+    assert_same_pixels(render(encode(image, "PNG"), wanted, numbers), np.asarray(theirs))
+
+
+def test_every_offset_of_a_simple_resized_view_is_as_likely():
+    """On a square: 0 to 8 each way, of 9000 draws 1000 each; 4.5 standard deviations are 134."""
+    wanted = view(size=(64, 64), crop="simple_resized", flip=True)
+    plans = [plan(wanted, (128, 128), numbers) for numbers in numbers_for(wanted, 9000)]
+    for axis in (0, 1):
+        shifts = [p.inside[axis] - (64 - p.inside[axis + 2]) for p in plans]  # 4 .. -4: padding before, less behind
+        counts = np.bincount(np.array(shifts) + 4, minlength=9)
+        assert len(counts) == 9 and np.abs(counts - 1000).max() < 134
+    assert np.mean([p.flip for p in plans]) == pytest.approx(0.5, abs=0.02)
+    wide = [plan(wanted, (128, 256), numbers).box for numbers in numbers_for(wanted, 2000)]
+    assert min(box[0] for box in wide) == 0 and max(box[2] for box in wide) == 256
+    assert {round(box[0]) for box in wide} == set(range(0, 137, 2))  # 64 px of room and the padding behind it
 
 
 @pytest.mark.parametrize("size", [(500, 375), (333, 500), (97, 200), (40, 31), (1, 1), (3, 90)])
@@ -126,11 +179,12 @@ def test_zoomed_views_have_the_geometry_that_timms_have():
         assert np.abs(np.quantile(one, shares) - np.quantile(other, shares)).max() < 0.03
 
 
-def test_random_resized_crops_have_the_geometry_that_timms_have():
-    wanted = view(crop="random_resized")
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.2, 1.0), (0.5, 0.6)])
+def test_random_resized_crops_have_the_geometry_that_timms_have(scale):
+    wanted = view(crop="random_resized", scale=scale)
     image = Image.new("RGB", (500, 375))
     random.seed(0)
-    params = (RandomResizedCropAndInterpolation.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(4000))
+    params = (RandomResizedCropAndInterpolation.get_params(image, scale, (3 / 4, 4 / 3)) for _ in range(4000))
     theirs = np.array([(left, top, left + w, top + h) for top, left, h, w in params])
     ours = np.array([plan(wanted, (375, 500), numbers).box for numbers in numbers_for(wanted, 4000)])
     assert (ours == ours.round()).all()
@@ -140,7 +194,7 @@ def test_random_resized_crops_have_the_geometry_that_timms_have():
         assert np.abs(difference).max() < 0.03 * length
 
 
-@pytest.mark.parametrize("crop", ["center", "zoom_center", "random_resized", "squash"])
+@pytest.mark.parametrize("crop", ["center", "zoom_center", "random_resized", "simple_resized", "squash"])
 @pytest.mark.parametrize("size", [(120, 90), (97, 1000), (40, 31), (1, 1), (3, 900), (900, 2)])
 def test_every_policy_fills_the_view_for_every_size_of_image(picture, encode, crop, size):
     wanted = view(size=(32, 48), crop=crop, interpolation="random", flip=True)

@@ -37,6 +37,7 @@ POLICIES = {
     "center": View((224, 224), HALF, HALF, crop_pct=0.9),
     "zoom_center": View((224, 224), HALF, HALF, crop="zoom_center", interpolation="random", flip=True),
     "random_resized": View((224, 160), HALF, HALF, crop="random_resized", flip=True),
+    "simple_resized": View((224, 224), HALF, HALF, crop="simple_resized", flip=True),
     "squash": View((96, 128), HALF, HALF, crop="squash", interpolation="lanczos"),
 }
 WITHIN = {"dali": 0.35, "torchvision": 0.05}
@@ -399,6 +400,7 @@ def test_auto_passes_over_what_is_not_there_and_what_is_wrong(monkeypatch):
         ("cpuu", {}, "found auto, cpu, dali, nvjpeg; did you mean 'cpu'?"),
         ("nvjpeg", {}, "nvJPEG needs a GPU; take --decoder cpu"),
         ("dali", {"color": "rand-m9"}, "view image has a colour policy, which is applied in the workers"),
+        ("nvjpeg", {"color": "three"}, "view image has a colour policy, which is applied in the workers"),
         ("dali", {"interpolation": "hamming"}, "view image is resized with hamming; take --decoder cpu"),
     ],
 )

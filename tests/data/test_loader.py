@@ -72,10 +72,11 @@ def test_pixels_are_normalised_as_torchvision_does(folder):
 
 
 def test_workers_and_batch_size_change_no_bit(folder):
-    """Two views, one with RandAugment: 40 samples over the end of two epochs of 17."""
+    """Three views, two of them coloured: 40 samples over the end of two epochs of 17."""
     source = ImageFolder(folder(17))
     color = replace(VIEW, color="rand-m9-mstd0.5-inc1", crop="random_resized")
-    spec = ImageSpec({"image": VIEW, "second": color})
+    context = replace(VIEW, color="jitter-0.4-0.4-0.2-0.1+three", crop="simple_resized")
+    spec = ImageSpec({"image": VIEW, "second": color, "context": context})
     base = joined(Loader(source, spec, seed=1, workers=0).batches(positions(0, 4, 10)))
     assert_equal(base, joined(Loader(source, spec, seed=1, workers=2).batches(positions(0, 8, 5))))
     assert not torch.equal(base["image"][:17], base["image"][17:34])
@@ -204,7 +205,7 @@ def _grey(pixels):
 
 
 def test_global_random_generators_are_left_alone(folder):
-    spec = ImageSpec({"image": replace(VIEW, color="rand-m9-mstd0.5-inc1")})
+    spec = ImageSpec({"image": replace(VIEW, color="rand-m9-mstd0.5-inc1+jitter-0.4-0.4-0.2-0.1+three")})
     loader = Loader(ImageFolder(folder(8)), spec, seed=0, workers=0)
     torch.manual_seed(1)
     random.seed(1)
