@@ -61,7 +61,7 @@ class TrainConfig:
     image_size: int | None = None
     """Side of the input in pixels; position embeddings are resampled. Default: the model's own."""
     data: str = "demo"
-    """Image folder, file list (.txt), tar shards (folder, pattern or URL), or demo."""
+    """Image folder, file list (.txt), images with texts (.jsonl), tar shards (folder, pattern or URL), or demo."""
     val: str | None = None
     """Held-out images for the validation loss: a source like --data, or none. Default: a small part of --data."""
     out: str | None = None

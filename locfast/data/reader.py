@@ -185,6 +185,8 @@ class Reader:
             return self._decoded(record, epoch, index, numbers)
 
     def _decoded(self, record: Record, epoch: int, index: int, numbers: dict[str, np.ndarray]) -> _Sample:
+        if self.spec.text and not any(text.strip() for text in record.texts):
+            raise UnreadableImage("it has no text")
         picture = self.decoder.open(record.image)
         plans = {name: plan(view, picture.size, numbers[name].tolist()) for name, view in self.spec.views.items()}
         kept = REFUSED if index in self.refused else self.why_not(picture) if self.why_not else ""

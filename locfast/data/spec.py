@@ -26,6 +26,14 @@ class Record:
     regions: Any = None
     label_map: bytes | None = None
     """An encoded 8-bit image with one channel (or a palette): one class id per pixel, 255 = ignore."""
+    texts: tuple[str, ...] = ()
+    """Every caption, where the source tells several apart; given one of `text` and `texts`, the other follows."""
+
+    def __post_init__(self) -> None:
+        if self.text is None and self.texts:
+            object.__setattr__(self, "text", self.texts[0])
+        elif self.text is not None and not self.texts:
+            object.__setattr__(self, "texts", (self.text,))
 
 
 class Source(Protocol):
@@ -81,7 +89,9 @@ class ImageSpec:
     label_map: bool = False
     """Also decode `Record.label_map`, carried through the geometry of each view."""
     records: bool = False
-    """Also hand on every sample's `Record` (name, text, regions), without the bytes of image and label map."""
+    """Also hand on every sample's `Record` (name, texts, regions), without the bytes of image and label map."""
+    text: bool = False
+    """Every sample must have a text that is not blank: one without counts as unreadable."""
 
 
 @dataclass(frozen=True)

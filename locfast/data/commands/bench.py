@@ -27,7 +27,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SRC", help="image folder, file list (.txt), tar shards, or demo")
+    parser.add_argument("source", metavar="SRC", help="image folder, list (.txt), pairs (.jsonl), tar shards, or demo")
     named = [name for name in DECODERS if name != "auto"]
     parser.add_argument("--decoder", nargs="+", choices=DECODERS, default=named, help="these alone; default: all")
     parser.add_argument(

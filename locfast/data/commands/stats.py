@@ -29,7 +29,7 @@ EVERY = 10.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SRC", help="image folder, file list (.txt), tar shards, or demo")
+    parser.add_argument("source", metavar="SRC", help="image folder, list (.txt), pairs (.jsonl), tar shards, or demo")
     parser.add_argument("--count", type=int, default=1000, help="samples to look at, evenly spread; 0 for all")
     parser.add_argument("--workers", type=int, help="decoding processes; default: by the number of cores")
     parser.add_argument("--seed", type=int, default=0, help="of the demo's scenes")

@@ -8,6 +8,7 @@ from pathlib import Path
 from locfast.data.sources.class_folder import ClassFolder
 from locfast.data.sources.file_list import FileList
 from locfast.data.sources.folder import ImageFolder, LabelledFolder, is_image
+from locfast.data.sources.json_lines import JsonLines
 from locfast.data.sources.shard_names import expand, shards_among
 from locfast.data.sources.split import hold_out, sample_name
 from locfast.data.sources.stores import Disk, Store
@@ -20,6 +21,7 @@ __all__ = [
     "ClassFolder",
     "FileList",
     "ImageFolder",
+    "JsonLines",
     "LabelledFolder",
     "TarShards",
     "find_shards",
@@ -29,15 +31,18 @@ __all__ = [
 ]
 
 DEMO_SCENES = 4096
-KINDS = "an image folder, a .txt file list, .tar shards (a folder or a pattern like shard-{000..012}.tar), or demo"
+KINDS = (
+    "an image folder, a .txt file list, a .jsonl list of images with texts, .tar shards (a folder or a pattern like "
+    "shard-{000..012}.tar), or demo"
+)
 
 
 def open_source(spec: str, *, seed: int = 0) -> Source:
     """The source that `spec` names.
 
-    An image folder; a folder with `images/` and `annotations/` (label maps); a .txt file list; a .tar shard, a folder
-    of them, or a pattern (`shard-{000..012}.tar`, `*.tar`), also by URL (`s3://...`); `demo` or `demo:COUNT` for
-    scenes drawn from `seed`.
+    An image folder; a folder with `images/` and `annotations/` (label maps); a .txt file list; a .jsonl list of images
+    with texts; a .tar shard, a folder of them, or a pattern (`shard-{000..012}.tar`, `*.tar`), also by URL
+    (`s3://...`); `demo` or `demo:COUNT` for scenes drawn from `seed`.
     Raises UserError for every mistake.
     """
     if not spec.strip():  # "" would be the current folder: most often a shell variable that is not set
@@ -57,9 +62,13 @@ def open_source(spec: str, *, seed: int = 0) -> Source:
         return TarShards([path])
     if path.suffix == ".txt":
         return FileList(path)
+    if path.suffix == ".jsonl":
+        return JsonLines(path)
     if is_image(path.name):
         raise UserError(f"asked for the data {spec}, found a single image; give its folder: {path.parent}")
-    raise UserError(f"asked for the data {spec}, found a file that is neither .txt nor .tar; --data takes {KINDS}")
+    raise UserError(
+        f"asked for the data {spec}, found a file that is neither .txt nor .tar nor .jsonl; --data takes {KINDS}"
+    )
 
 
 def find_shards(spec: str) -> tuple[list[str], Store]:

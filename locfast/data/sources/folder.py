@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from locfast.data.sources.names import Names
+from locfast.data.sources.texts import TEXT, lines, text_beside
 from locfast.data.spec import Record
 from locfast.errors import UserError
 
@@ -19,10 +20,11 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
 
 
-def walk_images(root: Path) -> Iterator[str]:
+def walk_images(root: Path, others: set[str] | None = None) -> Iterator[str]:
     """Paths of all images below `root`, relative to it, in an order that depends on the names alone.
 
     Hidden files and folders are left out, symbolic links are followed (a folder that contains itself only once).
+    `others` gets the endings of all files that are no images, such as ".txt".
     Raises UserError where a folder may not be read.
     """
 
@@ -45,16 +47,25 @@ def walk_images(root: Path) -> Iterator[str]:
                 yield from walk(entry.path, f"{prefix}{entry.name}/", above | {here})
             elif is_image(entry.name):
                 yield prefix + entry.name
+            elif others is not None:
+                others.add(os.path.splitext(entry.name)[1])
 
     return walk(str(root), "", frozenset())
 
 
 class ImageFolder:
-    """Every image below a folder, at any depth, sorted by path. Labels are neither needed nor read."""
+    """Every image below a folder, at any depth, sorted by path. Labels are neither needed nor read.
+
+    `a/b.txt` beside `a/b.jpg` holds its texts, one a line. Where no .txt lies anywhere, none is looked for.
+    """
+
+    has_texts = False
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        self.names = Names(walk_images(self.root))
+        others: set[str] = set()
+        self.names = Names(walk_images(self.root, others))
+        self.has_texts = TEXT in others
         if not len(self.names):
             raise UserError(
                 f"asked for images in {root}, found none: no file below it ends in "
@@ -69,7 +80,8 @@ class ImageFolder:
 
     def read(self, index: int) -> Record:
         name = self.name(index)
-        return Record(Path(name).read_bytes(), name)
+        text = text_beside(name) if self.has_texts else None
+        return Record(Path(name).read_bytes(), name, text=text, texts=lines(text))
 
     def __repr__(self) -> str:
         return f"{len(self)} images in {self.root}"

@@ -14,6 +14,7 @@ from locfast.data.sources.indexing import load_indexes
 from locfast.data.sources.names import Names
 from locfast.data.sources.stores import Disk, Store
 from locfast.data.sources.tar_index import FIELDS
+from locfast.data.sources.texts import lines
 from locfast.data.spec import Record
 from locfast.errors import UserError
 
@@ -24,7 +25,7 @@ SLACK = 1 << 16
 class TarShards:
     """All samples of some shards, in the order of the shards and of the members in them.
 
-    Members of a sample share the path up to the first dot of the base name: an image, `.txt` (text), `.json`
+    Members of a sample share the path up to the first dot of the base name: an image, `.txt` (a text a line), `.json`
     (regions), `.seg.png` (label map). Samples without an image are left out. `store` is where the shards lie: files
     of this machine, or URLs (`Web`). `read` raises OSError for a shard that was removed or shortened since.
     """
@@ -80,7 +81,8 @@ class TarShards:
             raise OSError("its text or regions are not UTF-8") from None
         except ValueError as error:
             raise OSError(f"its regions are no JSON: {error}") from None
-        return Record(parts["image"], name, text=text, regions=regions, label_map=parts.get("label_map"))
+        label_map = parts.get("label_map")
+        return Record(parts["image"], name, text=text, regions=regions, label_map=label_map, texts=lines(text))
 
     def _parts(self, shard: str, places: list[list[int]]) -> dict[str, bytes]:
         """Bytes of the members that a sample has, by field: read in one piece where they lie close together."""
