@@ -1,4 +1,4 @@
-"""UTA's own fields. Defaults are the paper's; what it leaves open is EVA-02's recipe. Alternatives are its ablations."""
+"""UTA's own fields. Defaults are the paper's; what it leaves open is EVA-02's recipe."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class UTAConfig(MethodConfig):
     mask_ratio: float | None = None
     """Share of the patches that is hidden, the same count in every image. Default: 0.4, from a width of 1024 on 0.5."""
     masking: ExactMasking = "reversed_block"
-    """reversed_block: BEiT's rectangles hidden or, with probability 0.5, all but them; block: never reversed; random."""
+    """reversed_block: BEiT's rectangles hidden or, with probability 0.5, all but them; block; random."""
     drop_path: float | None = None
     """Stochastic depth of the last block, rising from 0. Default: 0, from a width of 1024 on 0.1."""
     crop: Literal["random_resized", "zoom_center"] = "random_resized"

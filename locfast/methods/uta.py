@@ -16,7 +16,7 @@ from locfast.methods import masks
 from locfast.methods.base import Batch, Method, Seen
 from locfast.models.backbone import load_backbone
 from locfast.models.drop_path import set_drop_path
-from locfast.models.joint import JointTower, has_cls, joint_tower, load_tower, text_tower_of
+from locfast.models.joint import JointTower, has_cls, joint_tower, load_tower, pool_by_cls, text_tower_of
 from locfast.random import Keys
 
 IMAGE = "image"
@@ -78,7 +78,7 @@ class UTA(Method):
         self.train()
 
     def _new_student(self, pretrained: bool, image_size: int | None, seed: int) -> JointTower:
-        backbone = load_backbone(self.model, pretrained, seed=seed, image_size=image_size, global_pool="token")
+        backbone = load_backbone(self.model, pretrained, seed=seed, image_size=image_size)
         if not has_cls(backbone):
             raise UserError(
                 f"--model {self.model} has no CLS token, which in UTA stands for the image. Take an EVA-02 or a plain "
@@ -87,6 +87,7 @@ class UTA(Method):
         if not pretrained:  # a network that has seen nothing sees images as its teacher does
             backbone.mean, backbone.std = self.teacher.mean, self.teacher.std
             backbone.model.pretrained_cfg.update(mean=self.teacher.mean, std=self.teacher.std)
+        pool_by_cls(backbone)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             backbone.model.head = nn.Linear(backbone.embed_dim, self.teacher.joint_dim)

@@ -15,7 +15,6 @@ def set_drop_path(backbone: Backbone, rate: float) -> Backbone:
     In place, and only while training: neither state-dict keys nor what an export computes depend on it.
     """
     for block, own in zip(backbone.blocks, torch.linspace(0, rate, backbone.depth).tolist(), strict=True):
-        for branch in ("drop_path1", "drop_path2", "drop_path"):  # timm's older BEiT has one for both
-            if hasattr(block, branch):
-                setattr(block, branch, DropPath(own) if own else nn.Identity())
+        for branch in ("drop_path1", "drop_path2"):
+            setattr(block, branch, DropPath(own) if own else nn.Identity())
     return backbone

@@ -23,11 +23,13 @@ def write_timm_export(
     """Write `backbone` to `folder` so that plain timm loads it, and measure what the soft cap is worth.
 
     `timm.create_model("local-dir:FOLDER", pretrained=True)` gives the model, and so does its own architecture with
-    `pretrained_cfg_overlay=dict(file="FOLDER/model.safetensors")`. Files of an earlier export there are replaced, each
-    at once. card: facts for the README, see `describe_run`. images [B, 3, H, W], normalised: what to measure on; noise
-    if not given. Returns how far features are off without the cap (relative L2), None where there is no cap.
+    `pretrained_cfg_overlay=dict(file="FOLDER/model.safetensors")`. Where the backbone has a linear head, a projection
+    into CLIP's joint space, the model has it too, as timm's own CLIP models do. Files of an earlier export there are
+    replaced, each at once. card: facts for the README, see `describe_run`. images [B, 3, H, W], normalised: what to
+    measure on; noise if not given. Returns how far features are off without the cap (relative L2), None where there is
+    no cap.
     """
-    plain = plain_timm_model(backbone)
+    plain = plain_timm_model(backbone, head=True)
     on_noise = images is None
     images = (some_noise(backbone) if images is None else images).float().cpu()
     with torch.no_grad():
@@ -43,8 +45,10 @@ def write_timm_export(
     return without_cap
 
 
-def plain_timm_model(backbone: Backbone) -> Any:
+def plain_timm_model(backbone: Backbone, head: bool = False) -> Any:
     """A timm model of the backbone's architecture, on the CPU, in eval mode, holding a copy of its weights.
+
+    head: with the backbone's linear head, where it has one.
 
     A backbone whose model pools by averaging (BEiT) may have been given a final norm for training. timm builds such a
     model with `global_pool=""`, and then without the norm behind the pooling, which says nothing about features.
@@ -57,8 +61,13 @@ def plain_timm_model(backbone: Backbone) -> Any:
         args["global_pool"] = ""
         state = {key: tensor for key, tensor in state.items() if not key.startswith("fc_norm.")}
     config = {key: value for key, value in model.pretrained_cfg.items() if value is not None}
+    classes = model.head.out_features if head and isinstance(model.head, nn.Linear) else 0
+    if classes:
+        config["num_classes"] = classes
+    else:
+        state = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
     with seeded(0):
-        plain: Any = timm.create_model(config["architecture"], pretrained_cfg=config, num_classes=0, **args)
+        plain: Any = timm.create_model(config["architecture"], pretrained_cfg=config, num_classes=classes, **args)
     plain.load_state_dict(state, strict=True)
     if not hasattr(plain, "_model_args"):
         plain._model_args = args

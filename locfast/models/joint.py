@@ -82,20 +82,25 @@ def load_tower(name: str, pretrained: bool = True, *, projection: str = "auto", 
     architecture = str(backbone.model.pretrained_cfg.get("architecture", name))
     if projection == "none" or (projection == "auto" and "clip" not in architecture):
         backbone.model.head = nn.Identity()
-    elif not isinstance(backbone.model.head, nn.Linear):
+    tower = joint_tower(backbone, name, flag)
+    if projection == "head" and not isinstance(backbone.model.head, nn.Linear):
         raise UserError(f"{flag} {name} has no head to project with. Type --uta.projection none.")
-    return joint_tower(backbone, name, flag).eval()
+    return tower.eval()
 
 
 def joint_tower(backbone: Backbone, name: str, flag: str) -> JointTower:
     """A backbone and its own head as a JointTower; UserError where that head does not read a CLS token."""
     model = backbone.model
-    behind = [part for part in ("attn_pool", "fc_norm") if not isinstance(getattr(model, part, None), nn.Identity | None)]
+    behind = [
+        part for part in ("attn_pool", "fc_norm") if not isinstance(getattr(model, part, None), nn.Identity | None)
+    ]
     if not has_cls(backbone) or behind or not backbone.has_final_norm:
-        kind = f"pools by {behind[0]}" if behind else "has no CLS token" if not has_cls(backbone) else "has no final norm"
+        kind = (
+            f"pools by {behind[0]}" if behind else "has no CLS token" if not has_cls(backbone) else "has no final norm"
+        )
         raise UserError(
-            f"{flag} {name} {kind}. A joint space of single tokens needs a CLS token behind the final norm and a linear "
-            "projection, as CLIP's towers have: vit_large_patch14_clip_224.openai, eva_giant_patch14_clip_224.merged2b."
+            f"{flag} {name} {kind}. A joint space of single tokens needs a CLS token behind the final norm and "
+            "a linear projection, as the towers of CLIP have, for example vit_large_patch14_clip_quickgelu_224.openai."
         )
     head = model.head
     return JointTower(backbone, head.out_features if isinstance(head, nn.Linear) else backbone.embed_dim)
@@ -120,6 +125,18 @@ def text_tower_of(name: str) -> dict[str, str] | None:
     return None if found is None else {"model": found[0], "pretrained": found[1]}
 
 
+def pool_by_cls(backbone: Backbone) -> Backbone:
+    """Make a model that averages its patches before a norm (EVA-02, BEiT) one whose CLS token stands behind that norm.
+
+    In place; the norm is new. As timm builds the model for global_pool="token".
+    """
+    model = backbone.model
+    if not backbone.has_final_norm and has_cls(backbone):
+        model.norm, model.fc_norm = nn.LayerNorm(backbone.embed_dim, eps=backbone.norm_eps), nn.Identity()
+        model.global_pool, model._model_args = "token", {**model._model_args, "global_pool": "token"}
+    return backbone
+
+
 def has_cls(backbone: Backbone) -> bool:
     """Whether the first token is a CLS token."""
     return getattr(backbone.model, "cls_token", None) is not None
@@ -138,11 +155,11 @@ def _of_open_clip(visual: Any, name: str, flag: str) -> Tower:
             last = [layer for layer in visual.head.modules() if isinstance(layer, nn.Linear)][-1]
             backbone.model.head, tower.joint_dim = nn.Sequential(backbone.model.head, visual.head), last.out_features
         return tower
-    if isinstance(visual, VisionTransformer) and visual.pool_type == "tok" and visual.attn_pool is None:
-        if not visual.final_ln_after_pool:
-            config = visual.preprocess_cfg
-            return OpenClipTower(visual, tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
+    pools_cls = getattr(visual, "pool_type", None) == "tok" and visual.attn_pool is None
+    if isinstance(visual, VisionTransformer) and pools_cls and not visual.final_ln_after_pool:
+        config = visual.preprocess_cfg
+        return OpenClipTower(visual, tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
     raise UserError(
-        f"{flag} {name}: its image tower ({type(visual).__name__}) does not project a CLS token behind a final norm, so "
-        "its projection says nothing of a single token. Give another, for example open_clip:ViT-L-14@openai."
+        f"{flag} {name}: its image tower ({type(visual).__name__}) does not project a CLS token behind a final norm, "
+        "so its projection says nothing of a single token. Give another, for example open_clip:ViT-L-14@openai."
     )
