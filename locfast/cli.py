@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from locfast.config.base import TrainConfig
+from locfast.demo import demo_recipe
 from locfast.errors import UserError, suggest
 from locfast.interrupt import watched
 
@@ -124,7 +125,9 @@ def _files(argv: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
         layers.append((config, read_yaml(Path(config))))
     recipe = recipe or next((values["recipe"] for _, values in reversed(layers) if values.get("recipe")), None)
     if recipe is None and all(_is_demo(argv, layers, name) for name in ("model", "data")):
-        recipe = "demo" if "demo" in recipe_names() else None
+        method = peek(argv, "--method") or next((v["method"] for _, v in reversed(layers) if "method" in v), None)
+        name = demo_recipe(method or TrainConfig.method)
+        recipe = name if name in recipe_names() else None
     if recipe:
         layers.insert(0, (f"recipe {recipe}", read_recipe(recipe)))
     return layers

@@ -7,6 +7,7 @@ import shlex
 import sys
 
 from locfast.cli import command, parse_train, peek
+from locfast.demo import DEMOS
 
 
 @command
@@ -15,10 +16,10 @@ def main() -> None:
     if _listed(argv):
         return
     config = parse_train(argv)
-    if config.model == "demo" and config.data == "demo":
-        from locfast.demo.run import run_demo
+    if config.model == "demo" and config.data == "demo" and config.method in DEMOS:
+        from locfast.config.registry import find_class
 
-        run_demo(config)
+        find_class(DEMOS[config.method])(config)
     else:
         from locfast.engine.run import train
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from locfast.config.uta import UTAConfig
 from locfast.data.spec import ImageSpec, View
@@ -147,6 +148,16 @@ class UTA(Method):
             wanted = [torch.tensor(side, device=images.device).view(3, 1, 1) for side in (teacher.mean, teacher.std)]
             images = (images * seen[1] + seen[0] - wanted[0]) / wanted[1]
         return cls_and_patches(teacher(images), teacher)
+
+    def student_flops(self, samples: int = 1) -> int:
+        """FLOPs of the student's forward and backward pass on `samples` images, counted operation by operation."""
+        images = torch.zeros(samples, 3, *self.student.image_size, device=self.device)
+        visible = torch.arange(self.student.backbone.num_patches, device=self.device).expand(samples, -1) < self.kept
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        with FlopCounterMode(display=False) as counter:
+            predicted = self.student.project(self.tokens(images, visible, self.aligned(visible)))
+            torch.autograd.grad(predicted.sum(), parameters, allow_unused=True)
+        return counter.get_total_flops()
 
     def seen(self, batch: Batch, draw: Draw) -> dict[str, Seen]:
         if self.config.objective == "distillation":

@@ -142,7 +142,7 @@ def _finish(block: Any, norm: nn.Module | None, x: Tensor, attended: Tensor) -> 
 def for_product(x: Tensor) -> Tensor:
     """x as autocast hands it to a linear layer: half the bytes of a norm's fp32."""
     kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+    if x.is_meta or not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
         return x
     return x.to(torch.get_autocast_dtype(kind))
 

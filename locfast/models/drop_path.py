@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from timm.layers import DropPath
 from torch import nn
 
@@ -14,7 +13,8 @@ def set_drop_path(backbone: Backbone, rate: float) -> Backbone:
 
     In place, and only while training: neither state-dict keys nor what an export computes depend on it.
     """
-    for block, own in zip(backbone.blocks, torch.linspace(0, rate, backbone.depth).tolist(), strict=True):
+    for index, block in enumerate(backbone.blocks):
+        own = rate * index / max(1, backbone.depth - 1)
         for branch in ("drop_path1", "drop_path2"):
             setattr(block, branch, DropPath(own) if own else nn.Identity())
     return backbone

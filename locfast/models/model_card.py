@@ -15,6 +15,12 @@ import yaml
 from locfast import __version__
 from locfast.models.backbone import Backbone
 
+JOINT = """## Joint space
+
+The model's `head` is a projection into the joint space of images and texts of the CLIP tower that it learned from:
+`model(images)` gives an image's embedding, as timm's own CLIP models do. Normalise it, and compare it with embeddings
+of that CLIP's text tower."""
+
 NOT_KEPT = """## What is not kept
 
 Zero-shot classification and retrieval, where the base model had them. MaskEmbed trains patch tokens, not the path from
@@ -61,13 +67,18 @@ def write_model_card(
     """Write the card of `plain`, the timm model exported from `backbone`. `without_cap` is the relative L2 between its
     features without and with the cap, measured on `measured_on`. target: where the export is for another loader."""
     facts = {key: value for key, value in card.items() if key not in ("metrics", "config") and value is not None}
+    joint = bool(plain.num_classes)
     sections = [
         _front_matter(plain, target.library if target else "timm"),
         f"# {_title(backbone, facts)}\n\nA Vision Transformer backbone, written by locfast {__version__} on "
-        f"{datetime.date.today().isoformat()}. Blocks and final norm were trained for patch features; it has no "
-        "classifier and no projection to text.",
+        f"{datetime.date.today().isoformat()}. "
+        + (
+            "Its head projects every token into a space shared with texts."
+            if joint
+            else "Blocks and final norm were trained for patch features; it has no classifier and no projection to text."
+        ),
         *(target.sections if target else [_loading(plain), _softcap(softcap, without_cap, measured_on)]),
-        NOT_KEPT,
+        JOINT if joint else NOT_KEPT,
         _images(backbone),
         "## Training\n\n" + _table({"base model": backbone.name, **facts}),
     ]
@@ -123,7 +134,7 @@ def architecture_call(plain: Any) -> str:
     name = config["architecture"]
     tagged = f"{name}.{config.get('tag')}"
     name = tagged if tagged in timm.list_pretrained() else name
-    args = {"num_classes": 0, **{k: v for k, v in plain._model_args.items() if k != "num_classes"}}
+    args = {"num_classes": plain.num_classes, **{k: v for k, v in plain._model_args.items() if k != "num_classes"}}
     given = "".join(f"{key}={value!r}, " for key, value in args.items())
     return (
         f'timm.create_model("{name}", pretrained=True, {given}'
@@ -145,7 +156,7 @@ features = model.forward_features(transform(image)[None])  # [1, tokens, {plain.
 patches = features[:, {plain.num_prefix_tokens}:]
 ```
 
-The same weights in the original architecture (`num_classes=0`, as they have no head; image settings as below):
+The same weights in the original architecture (its number of classes is what their head gives; image settings as below):
 
 ```python
 model = {architecture_call(plain)}
