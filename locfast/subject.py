@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from locfast.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from locfast.models.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class JointText:
+    """The text side of the joint space that a run's backbone was trained to reach."""
+
+    model: str | None
+    """open_clip's name of the model whose text tower it is; None: it has none of that name."""
+    pretrained: str | None
+    tower: nn.Module | None = None
+    """That open_clip model as the run trained it; None: it stayed as `pretrained` has it."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +34,10 @@ class Subject:
     softcap: float | None
     name: str
     """For tables: the run folder's name or the model's."""
+    embed: Callable[[Tensor], Tensor] | None = None
+    """Tokens behind the final norm [B, T, C] to a joint space [B, E], as the run trained it; None: it trained none. An
+    nn.Module or a method of one, on the CPU, or a function that computes wherever its input lies."""
+    text: JointText | None = None
 
 
 def open_subject(
@@ -50,5 +68,23 @@ def open_subject(
             "--image-size, --softcap and --no-pretrained, or export it and give the export's folder."
         )
     made = load_method(folder, ema).artifacts()
-    backbone = made["backbone"]
-    return Subject(backbone.eval().requires_grad_(False), made.get("softcap"), folder.resolve().name)
+    backbone = made["backbone"].eval().requires_grad_(False)
+    return Subject(backbone, made.get("softcap"), folder.resolve().name, _frozen(made.get("embed")), _joint_text(made))
+
+
+def _joint_text(made: Mapping[str, Any]) -> JointText | None:
+    named, tower = made.get("text"), _frozen(made.get("text_tower"))
+    if named is None and tower is None:
+        return None
+    named = named or {}
+    return JointText(named.get("model"), named.get("pretrained"), tower)
+
+
+def _frozen(part: Any) -> Any:
+    """A network, or the one that a method belongs to, made ready for evaluation alone; a plain function as it is."""
+    from torch import nn
+
+    for network in (part, getattr(part, "__self__", None)):
+        if isinstance(network, nn.Module):
+            network.eval().requires_grad_(False)
+    return part

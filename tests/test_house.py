@@ -30,6 +30,7 @@ COMMANDS = (
     "evaluate knn",
     "evaluate linear",
     "evaluate zero-shot",
+    "evaluate retrieval",
 )
 ABOVE = ("cli", "train", "probe", "evaluate", "export", "env", "inspect", "report", "demo", "subject", "subcommands")
 """Commands and the demo: nothing below may import them (but `locfast.cli`, which holds what they share)."""

@@ -9,5 +9,6 @@ COMMANDS = {
     "knn": "nearest neighbours on frozen features of class folders",
     "linear": "a linear classifier on frozen features of class folders",
     "zero-shot": "classes by their names, through the text tower of an open_clip model",
+    "retrieval": "images by their captions and captions by their images, through such a text tower",
 }
 """Name of a command (and of its module, - for _) -> what `--help` says of it."""

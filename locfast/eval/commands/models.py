@@ -62,6 +62,11 @@ class Models:
     def __iter__(self) -> Iterator[tuple[str, Subject]]:
         return iter(self.subjects.items())
 
+    def leave_out(self, name: str) -> None:
+        """Judge a model no more, and set none against it."""
+        del self.subjects[name]
+        self.against = {one: other for one, other in self.against.items() if name not in (one, other)}
+
     def described(self) -> dict[str, dict[str, Any]]:
         """What each is, for the results."""
         return {

@@ -13,7 +13,7 @@ from locfast.config.base import TrainConfig
 
 if TYPE_CHECKING:
     from locfast.eval.commands.models import Models
-    from locfast.eval.global_ability.features import ImageFeatures, Reading
+    from locfast.eval.global_ability.features import Features, Reading
     from locfast.eval.global_ability.results import Score
 
 POOLS = ("cls", "mean", "cls+mean")
@@ -39,11 +39,14 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_data(parser: argparse.ArgumentParser, *, train: bool) -> None:
+CLASS_FOLDERS = "class folders to report: DIR/CLASS/x.jpg"
+
+
+def add_data(parser: argparse.ArgumentParser, *, train: bool, val: str = CLASS_FOLDERS) -> None:
     group = parser.add_argument_group("data")
     if train:
         group.add_argument("--train", required=True, metavar="DIR", help="class folders to learn from: DIR/CLASS/x.jpg")
-    group.add_argument("--val", required=True, metavar="DIR", help="class folders to report: DIR/CLASS/x.jpg")
+    group.add_argument("--val", required=True, metavar="DIR" if val == CLASS_FOLDERS else "SRC", help=val)
     group.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results, a new one")
     group.add_argument("--overwrite", action="store_true", help="replace the results of another evaluation there")
     if train:
@@ -54,6 +57,18 @@ def add_data(parser: argparse.ArgumentParser, *, train: bool) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the backbones")
     group.add_argument("--seed", type=int, default=0, help="of held-out parts, orders and intervals (default 0)")
+
+
+def add_text(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Flags of the text tower; the group, for more of them."""
+    group = parser.add_argument_group("text")
+    group.add_argument(
+        "--text-model",
+        metavar="NAME",
+        help="of open_clip: ViT-B-16, or a config (.json); default: what a run names that was trained with one",
+    )
+    group.add_argument("--text-pretrained", metavar="TAG", help="openai, a checkpoint file, or none")
+    return group
 
 
 def reading(args: argparse.Namespace) -> Reading:
@@ -83,11 +98,12 @@ def finish(
     evaluation: str,
     found: Sequence[Score],
     models: Models,
-    splits: Mapping[str, tuple[Any, ImageFeatures]],
+    splits: Mapping[str, tuple[Any, Features]],
     settings: Mapping[str, Any],
     notes: Sequence[str],
+    figures: str = "top-1 accuracy",
 ) -> None:
-    """Write OUT/evaluate.json and print the table. splits: {"val": (its ClassFolder, what was read of it)}."""
+    """Write OUT/evaluate.json and print the table. splits: {"val": (its source, what was read of it)}."""
     from rich.console import Console
 
     from locfast.env import environment
@@ -101,10 +117,10 @@ def finish(
         "models": models.described(),
         "data": {
             name: {
-                "folder": str(source.root),
+                "folder": str(getattr(source, "root", vars(args)[name])),
                 "images": len(source),
                 "read": len(read),
-                "classes": len(source.classes),
+                **({"classes": len(source.classes)} if hasattr(source, "classes") else {}),
                 "unreadable": read.unreadable,
             }
             for name, (source, read) in splits.items()
@@ -114,7 +130,7 @@ def finish(
         "gpus": sections["GPUs"],
     }
     file = write_results(args.out, evaluation, found, told)
-    print(f"{evaluation}, {splits['val'][0]!r}: top-1 accuracy in percent, 95 % intervals over images below")
+    print(f"{evaluation}, {splits['val'][0]!r}: {figures} in percent, 95 % intervals over images below")
     Console().print(score_table(found))
     for name, (source, read) in splits.items():
         if lost := len(source) - len(read):

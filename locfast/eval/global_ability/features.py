@@ -1,4 +1,4 @@
-"""Frozen features of class folders: every image is read once for all backbones, through the data room's loader."""
+"""Frozen features of images: every image is read once for all backbones, through the data room's loader."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from time import perf_counter
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from locfast.data.loader import Loader
 from locfast.data.sources.class_folder import ClassFolder
-from locfast.data.spec import CropPolicy, ImageSpec, View
+from locfast.data.sources.split import sample_name
+from locfast.data.spec import CropPolicy, ImageSpec, Source, View
 from locfast.errors import UserError
 from locfast.eval.global_ability.pooling import Embed
 from locfast.models.backbone import Backbone
@@ -47,17 +48,25 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class ImageFeatures:
-    """What could be read of a class folder, in its order."""
+class Features:
+    """What could be read of a source, in its order."""
 
     features: dict[str, Tensor]  # by tower: [M, C] fp32, on the CPU
-    labels: Tensor  # [M] int64
     index: Tensor  # [M] int64, places in the source
     unreadable: dict[str, str]
     """Files that could not be read, and why. No other image stands in for them."""
+    texts: list[tuple[str, ...]]
+    """Of every image, where they were asked for."""
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.index)
+
+
+@dataclass(frozen=True)
+class ImageFeatures(Features):
+    """What could be read of a class folder."""
+
+    labels: Tensor  # [M] int64
 
 
 def evaluation_view(backbone: Backbone) -> View:
@@ -76,11 +85,19 @@ def evaluation_view(backbone: Backbone) -> View:
     )
 
 
-@torch.inference_mode()
 def image_features(source: ClassFolder, towers: Mapping[str, Tower], reading: Reading) -> ImageFeatures:
+    """`read_features` of class folders. Raises UserError, too, where no image of a class can be read."""
+    read = read_features(source, towers, reading)
+    labels = torch.from_numpy(source.labels)[read.index]
+    _check_every_class(source, labels, read.unreadable)
+    return ImageFeatures(**vars(read), labels=labels)
+
+
+@torch.inference_mode()
+def read_features(source: Source, towers: Mapping[str, Tower], reading: Reading, *, texts: bool = False) -> Features:
     """Features of every readable image, by tower; towers with the same transform see the very same pixels.
 
-    Raises UserError where no image of a class can be read, and where features are not finite.
+    texts: of every image too; one without a text counts as unreadable. Raises UserError where features are not finite.
     """
     views: dict[View, str] = {}
     of = {
@@ -88,9 +105,12 @@ def image_features(source: ClassFolder, towers: Mapping[str, Tower], reading: Re
     }
     for tower in towers.values():
         tower.backbone.to(reading.device)
+        for part in (tower.embed, getattr(tower.embed, "__self__", None)):  # a module, or a method of one
+            if isinstance(part, nn.Module):
+                part.to(reading.device)
     loader = Loader(
         source,
-        ImageSpec({name: view for view, name in views.items()}),
+        ImageSpec({name: view for view, name in views.items()}, records=texts, text=texts),
         seed=0,  # draws nothing: these views have neither random crops nor flips
         workers=0 if len(source) <= FEW else reading.workers,
         device=reading.device,
@@ -98,28 +118,30 @@ def image_features(source: ClassFolder, towers: Mapping[str, Tower], reading: Re
         instead="it is left out",
     )
     parts: dict[str, list[Tensor]] = {name: [] for name in towers}
+    found: list[tuple[str, ...]] = []
     indices, start, told = [], perf_counter(), perf_counter()
+    where = getattr(source, "root", repr(source))
     for batch in loader.sequential(0, torch.arange(len(source)).split(reading.batch_size)):
         asked, shown = batch["position"], batch["index"]
         read = (asked == shown).nonzero()[:, 0]  # a row of another index stands in for an unreadable one
         indices.append(shown[read].cpu())
+        if texts:
+            found += [batch["records"][row].texts for row in read.tolist()]
         for name, tower in towers.items():
             parts[name].append(_features(tower, batch["views"][of[name]][read], reading).cpu())
         if perf_counter() - told > EVERY:
             told, done = perf_counter(), int(asked[-1]) + 1
-            log.info("%d of %d images of %s, %.0f a second", done, len(source), source.root, done / (told - start))
+            log.info("%d of %d images of %s, %.0f a second", done, len(source), where, done / (told - start))
     index = torch.cat(indices)
     features = {name: torch.cat(parts.pop(name)) for name in towers}
     for name, values in features.items():
         if not bool(values.isfinite().all()):
             bad = int((~values.isfinite().all(1)).nonzero()[0, 0])
             raise UserError(
-                f"the features of {name} are not finite, first at {source.name(int(index[bad]))}. Type --precision "
-                "fp32; if they stay so, the weights are damaged."
+                f"the features of {name} are not finite, first at {sample_name(source, int(index[bad]))}. Type "
+                "--precision fp32; if they stay so, the weights are damaged."
             )
-    labels = torch.from_numpy(source.labels)[index]
-    _check_every_class(source, labels, loader.replaced.names)
-    return ImageFeatures(features, labels, index, dict(loader.replaced.names))
+    return Features(features, index, dict(loader.replaced.names), found)
 
 
 def _features(tower: Tower, images: Tensor, reading: Reading) -> Tensor:

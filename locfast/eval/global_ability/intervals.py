@@ -8,21 +8,31 @@ import numpy as np
 from torch import Tensor
 
 DRAWS = 10_000
+DRAWN = 1 << 22
+"""Counts of kinds that are drawn at a time; questions of images that differ in number make many kinds."""
 Interval = tuple[float, float]
 
 
-def bootstrap(right: Mapping[str, Tensor], seed: int = 0, draws: int = DRAWS) -> dict[str, np.ndarray]:
+def bootstrap(
+    right: Mapping[str, Tensor], seed: int = 0, draws: int = DRAWS, of: Tensor | None = None
+) -> dict[str, np.ndarray]:
     """Accuracies of resampled validation sets: {name: [draws] fp64}; draw i holds the same images for every name.
 
-    right: which images each model got right, [M] bool each. Images that the same models got right are alike for an
-    accuracy, so how many of each kind a resample holds is drawn at once (a multinomial): the same distribution as
-    drawing M images with replacement, and no M x draws numbers.
+    right: which images each model got right, [M] bool each; or how many of an image's questions, [M] int64, with
+    `of` [M] int64 the number of its questions. Images that the same models got right are alike for an accuracy, so how
+    many of each kind a resample holds is drawn at once (a multinomial): the same distribution as drawing M images
+    with replacement, and no M x draws numbers.
     """
-    table = np.stack([np.asarray(one.numpy(), dtype=bool) for one in right.values()], axis=1)
+    asked = np.ones(len(next(iter(right.values()))), dtype=np.int64) if of is None else of.numpy()
+    table = np.stack([asked, *(one.numpy().astype(np.int64) for one in right.values())], axis=1)
     kinds, counts = np.unique(table, axis=0, return_counts=True)
-    total = len(table)
-    drawn = np.random.default_rng(seed).multinomial(total, counts / total, size=draws)
-    accuracy = drawn @ kinds.astype(np.float64) / total
+    random, step = np.random.default_rng(seed), max(1, DRAWN // len(kinds))
+    parts = []
+    for start in range(0, draws, step):
+        drawn = random.multinomial(len(table), counts / len(table), size=min(step, draws - start))
+        sums = drawn @ kinds.astype(np.float64)
+        parts.append(sums[:, 1:] / sums[:, :1])
+    accuracy = np.concatenate(parts)
     return {name: accuracy[:, place] for place, name in enumerate(right)}
 
 

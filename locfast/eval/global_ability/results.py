@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ class Score:
     model: str
     accuracy: float
     interval: Interval
-    mean_per_class: float
+    mean_per_class: float | None
+    """None where there are no classes."""
     per_class: dict[str, float]
     difference: Difference | None
     details: dict[str, Any] = field(default_factory=dict)
@@ -59,29 +60,52 @@ def scores(
     labels [M] int64, every class among them. against: {model: the model whose score is taken from its own}.
     """
     right = {name: predicted == labels for name, predicted in predictions.items()}
-    drawn = bootstrap(right, seed)
     counts = torch.bincount(labels, minlength=len(classes)).double()
-    accuracy = {name: one.double().mean().item() for name, one in right.items()}
-    told = []
+    per_class = {}
     for name, one in right.items():
         by_class = torch.bincount(labels[one], minlength=len(classes)) / counts
+        per_class[name] = dict(zip(classes, by_class.tolist(), strict=True))
+    return compare(setting, right, against, per_class=per_class, seed=seed, details=details)
+
+
+def compare(
+    setting: str,
+    right: Mapping[str, Tensor],
+    against: Mapping[str, str],
+    *,
+    of: Tensor | None = None,
+    per_class: Mapping[str, dict[str, float]] | None = None,
+    seed: int = 0,
+    details: Mapping[str, dict[str, Any]] | None = None,
+) -> list[Score]:
+    """One score a model of what it got right, as `bootstrap` takes it; intervals are over images."""
+    drawn = bootstrap(right, seed, of=of)
+    total = len(next(iter(right.values()))) if of is None else int(of.sum())
+    accuracy = {name: int(one.sum()) / total for name, one in right.items()}
+    told = []
+    for name in right:
         difference = None
         if other := against.get(name):
             spread = interval(drawn[name] - drawn[other])
             difference = Difference(other, accuracy[name] - accuracy[other], spread)
+        by_class = (per_class or {}).get(name, {})
         told.append(
             Score(
                 setting=setting,
                 model=name,
                 accuracy=accuracy[name],
                 interval=interval(drawn[name]),
-                mean_per_class=by_class.mean().item(),
-                per_class=dict(zip(classes, by_class.tolist(), strict=True)),
+                mean_per_class=_mean(by_class.values()) if by_class else None,
+                per_class=by_class,
                 difference=difference,
                 details=dict((details or {}).get(name, {})),
             )
         )
     return told
+
+
+def _mean(values: Iterable[float]) -> float:
+    return torch.tensor(list(values), dtype=torch.double).mean().item()
 
 
 def check_out(out: Path, overwrite: bool) -> None:

@@ -21,7 +21,7 @@ SAME = 1e-2
 
 @dataclass(frozen=True)
 class TextTower:
-    """An open_clip model, on the CPU until `classifier` moves it, and its tokenizer."""
+    """An open_clip model, on the CPU until it is moved, and its tokenizer."""
 
     name: str
     model: Any
@@ -37,6 +37,15 @@ class TextTower:
 
         model = self.model.to(device)
         return open_clip.build_zero_shot_classifier(model, self.tokenizer, names, templates, device=device).float()
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str], device: torch.device | str = "cpu", batch_size: int = 256) -> Tensor:
+        """The unit vector of every text, [K, E] fp32, on the CPU; computed on `device`, where the model stays."""
+        model, found = self.model.to(device), []
+        for start in range(0, len(texts), batch_size):
+            tokens = self.tokenizer(list(texts[start : start + batch_size])).to(device)
+            found.append(model.encode_text(tokens, normalize=True).float().cpu())
+        return torch.cat(found)
 
     @torch.no_grad()
     def logits(self, embeddings: Tensor, classifier: Tensor) -> Tensor:
@@ -79,8 +88,9 @@ def projection(text: TextTower, backbone: Backbone, name: str) -> Embed:
         if backbone.has_final_norm == (not isinstance(trunk.norm, nn.Identity)):
             return lambda tokens: visual.head(trunk.forward_head(tokens))
     raise UserError(
-        f"--text-model {text.name} with {name}: zero-shot works for CLIP with a CLS token (ViT-B-16, ViT-L-14-336, "
-        "...), for SigLIP and for EVA-02 CLIP, and this pair is none of them. kNN and linear work for every backbone."
+        f"--text-model {text.name} with {name}: the way into a joint space works for CLIP with a CLS token (ViT-B-16, "
+        "ViT-L-14-336, ...), for SigLIP and for EVA-02 CLIP, and this pair is none of them. kNN and linear work for "
+        "every backbone."
     )
 
 
@@ -102,3 +112,32 @@ def _check_same(text: TextTower, backbone: Backbone, name: str, stem: nn.Conv2d,
             f"({what.format(*ours)}), whose features its projection cannot read. Type the open_clip model that {name} "
             "comes from."
         )
+
+
+def tuned_text_tower(name: str, model: nn.Module) -> TextTower:
+    """An open_clip model that was trained further, with the tokenizer of `name`, the model (or config) it comes from.
+
+    Raises UserError where open_clip does not know `name`.
+    """
+    import open_clip
+
+    known = name
+    if name.endswith(".json") and Path(name).is_file():
+        open_clip.add_model_config(Path(name))
+        known = Path(name).stem
+    if known not in open_clip.list_models():
+        raise UserError(
+            f"the run's text tower comes from {name}, which open_clip {open_clip.__version__} does not know, so it has "
+            "no tokenizer. Install the open_clip that trained it, or put its config back where it lay."
+        )
+    return TextTower(known, model.eval().requires_grad_(False), open_clip.get_tokenizer(known))
+
+
+def check_open_clip() -> None:
+    """Raise UserError where open_clip cannot be imported."""
+    try:
+        import open_clip  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"text towers are open_clip's, which cannot be imported ({error}). Type pip install 'locfast[open-clip]'"
+        ) from None
