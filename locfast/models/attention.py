@@ -68,11 +68,7 @@ def attend_products(
 ) -> Tensor:
     """`attend` from behind the product for queries, keys and values on. gate_input: the normed tokens, for a gate."""
     softcap = getattr(attn, "softcap", None) if softcap is None else softcap
-    q, k, v = _heads(attn, products)
-    if hasattr(attn, "q_norm"):
-        q, k = attn.q_norm(q), attn.k_norm(k)
-    if rope is not None:
-        q, k = _rotate(attn, q, rope).type_as(v), _rotate(attn, k, rope).type_as(v)
+    q, k, v = queries_keys_values(attn, products, rope)
     if attn.training and attn.attn_drop.p:
         raise UserError(
             f"the model was created with attention dropout {attn.attn_drop.p}, which locfast's attention lacks. "
@@ -87,6 +83,18 @@ def attend_products(
     if getattr(attn, "gate", None) is not None:
         out = out * attn.gate(gate_input).sigmoid()
     return attn.proj_drop(attn.proj(out))
+
+
+def queries_keys_values(
+    attn: Any, products: tuple[Tensor, ...], rope: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `products` gave for [B, T, C] as queries, keys and values of each head, [B, H, T, D], normed and turned."""
+    q, k, v = _heads(attn, products)
+    if hasattr(attn, "q_norm"):
+        q, k = attn.q_norm(q), attn.k_norm(k)
+    if rope is not None:
+        q, k = _rotate(attn, q, rope).type_as(v), _rotate(attn, k, rope).type_as(v)
+    return q, k, v
 
 
 def relative_position_bias(attn: Any, shared: Tensor | None, kept: Tensor | None) -> Tensor | None:

@@ -212,7 +212,7 @@ class Backbone(nn.Module):
         """
         self._check_blocks(softcap, uncapped)
         checkpointing = checkpointing and torch.is_grad_enabled()
-        placed = list(self._placed_blocks(kept, start, stop))
+        placed = list(self.placed_blocks(kept, start, stop))
         if self.knows_blocks:
             return run_blocks(placed, x, softcap, uncapped, checkpointing=checkpointing)
         for block, rope, _ in placed:
@@ -220,8 +220,11 @@ class Backbone(nn.Module):
             x = checkpoint(run, x, use_reentrant=False) if checkpointing else run(x)
         return x
 
-    def _placed_blocks(self, kept: Tensor | None, start: int, stop: int | None) -> Iterator[Placed]:
-        """Blocks start .. stop - 1, each with its rotary table and its position bias, where the model has those."""
+    def placed_blocks(self, kept: Tensor | None, start: int, stop: int | None) -> Iterator[Placed]:
+        """Blocks start .. stop - 1, each with its rotary table and its position bias, where the model has those.
+
+        kept as in `run_blocks`.
+        """
         rope = rotary_table(self.model, kept)
         shared, tokens = None, None
         if self.family == "beit":
@@ -302,7 +305,7 @@ class Backbone(nn.Module):
         if not self.knows_blocks:
             return self.run_blocks(x, stop=stop, uncapped=uncapped)
         self._check_blocks(None, uncapped)
-        placed = list(self._placed_blocks(None, 0, stop))
+        placed = list(self.placed_blocks(None, 0, stop))
         return run_blocks(placed, x, None, uncapped, views=Views(shown, hidden, visible))
 
     def check_uncapped(self, uncapped: Implementation, device: torch.device, dtype: torch.dtype) -> None:
