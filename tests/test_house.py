@@ -31,8 +31,12 @@ COMMANDS = (
     "evaluate linear",
     "evaluate zero-shot",
     "evaluate retrieval",
+    "analyze",
 )
-ABOVE = ("cli", "train", "probe", "evaluate", "export", "env", "inspect", "report", "demo", "subject", "subcommands")
+ABOVE = (
+    *("cli", "train", "probe", "evaluate", "analyze", "export", "env", "inspect", "report", "demo", "subject"),
+    "subcommands",
+)
 """Commands and the demo: nothing below may import them (but `locfast.cli`, which holds what they share)."""
 
 FORBIDDEN = {

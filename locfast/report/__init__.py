@@ -8,7 +8,7 @@ from locfast.errors import UserError
 
 
 def write_report(folder: Path) -> Path:
-    """Write report.html into a run's, a probe's or a comparison's folder, from what lies there.
+    """Write report.html into the folder of a run, a probe, a comparison or an analysis, from what lies there.
 
     Raises UserError when `folder` is none of these.
     """
@@ -18,6 +18,10 @@ def write_report(folder: Path) -> Path:
         from locfast.report.comparison import comparison_page
 
         html = comparison_page(folder)
+    elif (folder / "analyze.json").is_file():
+        from locfast.report.analysis import analysis_page
+
+        html = analysis_page(folder)
     elif _is_run(folder):
         from locfast.report.run import run_page
 
@@ -29,9 +33,9 @@ def write_report(folder: Path) -> Path:
     else:
         raise UserError(
             f"A report of {folder} was asked for, but it is no run folder of locfast (no config.yaml that locfast "
-            "wrote), and holds neither the probe.json of a probe nor the compare.json of a comparison. Give the folder "
-            "that `python -m locfast.train` or `python -m locfast.probe` named at its end, for example "
-            "runs/maskembed-demo."
+            "wrote), and holds neither the probe.json of a probe nor the compare.json of a comparison nor the "
+            "analyze.json of an analysis. Give the folder that `python -m locfast.train`, `probe` or "
+            "`analyze` named at its end, for example runs/maskembed-demo."
         )
     return write_page(folder / "report.html", html)
 

@@ -13,7 +13,7 @@ from locfast.report import write_report
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m locfast.report",
-        description="Write report.html anew into the folder of a run, a probe or a comparison.",
+        description="Write report.html anew into the folder of a run, a probe, a comparison or an analysis.",
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="e.g. runs/maskembed-demo")
     for folder in parser.parse_args().folders:

@@ -118,8 +118,10 @@ def lines(
     scale: float = 1.0,
     x_ticks: Sequence[float] | None = None,
     markers: bool = False,
+    may_be_log: bool = True,
 ) -> str:
     """Curves of (x, value): values times `scale` on the y axis, which is logarithmic beyond a decade if all are > 0.
+    `may_be_log` False: it never is.
 
     With markers every point has one, with its interval. Values that are not finite leave a gap.
     """
@@ -128,7 +130,7 @@ def lines(
     if not points:
         return ""
     ends = [scale * e for _, v in points for e in (v.value, v.low, v.high) if e is not None and math.isfinite(e)]
-    log = scale == 1 and min(ends) > 0 and max(ends) / min(ends) > 10
+    log = may_be_log and scale == 1 and min(ends) > 0 and max(ends) / min(ends) > 10
     height = 246
     if log:
         low, high = math.log10(min(ends)), math.log10(max(ends))

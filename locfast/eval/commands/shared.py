@@ -51,12 +51,28 @@ def add_data(parser: argparse.ArgumentParser, *, train: bool, val: str = CLASS_F
     group.add_argument("--overwrite", action="store_true", help="replace the results of another evaluation there")
     if train:
         group.add_argument("--pool", choices=POOLS, help="what stands for an image; default: cls, or mean without one")
-    group.add_argument("--batch-size", type=int, default=128, help="images in a batch (default %(default)s)")
-    group.add_argument("--workers", type=int, help="decoding processes; default: by the number of cores")
-    group.add_argument("--decoder", default=TrainConfig.decoder, help="as in training (default %(default)s)")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the backbones")
-    group.add_argument("--seed", type=int, default=0, help="of held-out parts, orders and intervals (default 0)")
+    add_reading(group)
+
+
+def add_reading(
+    parser: argparse._ActionsContainer,
+    *,
+    batch_size: int = 128,
+    precision: str = "auto",
+    seed: str = "of held-out parts, orders and intervals",
+) -> None:
+    """How images are read, and on what backbones compute."""
+    parser.add_argument("--batch-size", type=int, default=batch_size, help="images in a batch (default %(default)s)")
+    parser.add_argument("--workers", type=int, help="decoding processes; default: by the number of cores")
+    parser.add_argument("--decoder", default=TrainConfig.decoder, help="as in training (default %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default=precision,
+        help="of the backbones (default %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help=f"{seed} (default %(default)s)")
 
 
 def add_text(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
