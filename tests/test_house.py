@@ -31,6 +31,7 @@ COMMANDS = (
     "evaluate linear",
     "evaluate zero-shot",
     "evaluate retrieval",
+    "evaluate finetune",
     "analyze",
 )
 ABOVE = (

@@ -6,6 +6,7 @@ is one module here and one line below.
 """
 
 COMMANDS = {
+    "finetune": "every weight fine-tuned on class folders, by MAE's and LUT's recipe",
     "knn": "nearest neighbours on frozen features of class folders",
     "linear": "a linear classifier on frozen features of class folders",
     "zero-shot": "classes by their names, through the text tower of an open_clip model",

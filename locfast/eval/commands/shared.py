@@ -42,7 +42,14 @@ def add_models(parser: argparse.ArgumentParser) -> None:
 CLASS_FOLDERS = "class folders to report: DIR/CLASS/x.jpg"
 
 
-def add_data(parser: argparse.ArgumentParser, *, train: bool, val: str = CLASS_FOLDERS) -> None:
+def add_data(
+    parser: argparse.ArgumentParser,
+    *,
+    train: bool,
+    val: str = CLASS_FOLDERS,
+    pools: Sequence[str] = POOLS,
+    pool_default: str = "cls, or mean without one",
+) -> None:
     group = parser.add_argument_group("data")
     if train:
         group.add_argument("--train", required=True, metavar="DIR", help="class folders to learn from: DIR/CLASS/x.jpg")
@@ -50,7 +57,7 @@ def add_data(parser: argparse.ArgumentParser, *, train: bool, val: str = CLASS_F
     group.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results, a new one")
     group.add_argument("--overwrite", action="store_true", help="replace the results of another evaluation there")
     if train:
-        group.add_argument("--pool", choices=POOLS, help="what stands for an image; default: cls, or mean without one")
+        group.add_argument("--pool", choices=pools, help=f"what stands for an image; default: {pool_default}")
     add_reading(group)
 
 
@@ -109,7 +116,7 @@ def tell_progress() -> None:
     log.propagate = False
 
 
-def finish(
+def keep(
     args: argparse.Namespace,
     evaluation: str,
     found: Sequence[Score],
@@ -117,14 +124,10 @@ def finish(
     splits: Mapping[str, tuple[Any, Features]],
     settings: Mapping[str, Any],
     notes: Sequence[str],
-    figures: str = "top-1 accuracy",
-) -> None:
-    """Write OUT/evaluate.json and print the table. splits: {"val": (its source, what was read of it)}."""
-    from rich.console import Console
-
+) -> Path:
+    """Write OUT/evaluate.json, whole or not at all. splits: {"val": (its source, what was read of it)}."""
     from locfast.env import environment
     from locfast.eval.global_ability.results import write_results
-    from locfast.eval.global_ability.table import score_table
 
     given = {name: value for name, value in vars(args).items() if name not in ("handed_on", "overwrite")}
     sections = environment()
@@ -145,7 +148,25 @@ def finish(
         "versions": {**sections["versions"], **sections["optional"]},
         "gpus": sections["GPUs"],
     }
-    file = write_results(args.out, evaluation, found, told)
+    return write_results(args.out, evaluation, found, told)
+
+
+def finish(
+    args: argparse.Namespace,
+    evaluation: str,
+    found: Sequence[Score],
+    models: Models,
+    splits: Mapping[str, tuple[Any, Features]],
+    settings: Mapping[str, Any],
+    notes: Sequence[str],
+    figures: str = "top-1 accuracy",
+) -> None:
+    """`keep`, and print the table."""
+    from rich.console import Console
+
+    from locfast.eval.global_ability.table import score_table
+
+    file = keep(args, evaluation, found, models, splits, settings, notes)
     print(f"{evaluation}, {splits['val'][0]!r}: {figures} in percent, 95 % intervals over images below")
     Console().print(score_table(found))
     for name, (source, read) in splits.items():
