@@ -177,8 +177,11 @@ def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Photograph-like JPEGs of three classes; one of the training files is damaged."""
     root = tmp_path_factory.mktemp("classes")
-    return class_folders(root / "train", 12, 0), class_folders(root / "val", 8, 1)
+    train, val = class_folders(root / "train", 12, 0), class_folders(root / "val", 8, 1)
+    (train / "leaf" / "04.jpg").write_bytes(b"<html>404</html>")
+    return train, val
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +213,7 @@ def test_a_separable_toy_is_learnt_and_the_same_seed_gives_the_same_figures(
     for one, two in zip(told["scores"], again["scores"], strict=True):
         assert {**one, "details": 0} == {**two, "details": 0}
         assert one["details"]["last_loss"] == two["details"]["last_loss"]  # the same bits
+    assert list(told["data"]["train"]["unreadable"]) == [str(data[0] / "leaf" / "04.jpg")]
     assert told["evaluation"] == "finetune" and told["settings"]["pool"] == "mean"
     first, second = told["scores"]
     assert [first["model"], second["model"]] == [str(model) for model in models]
@@ -239,6 +243,24 @@ def accuracy(model: Any, root: Path) -> float:
         for file in (root / name).iterdir()
     ]
     return sum(right) / len(right)
+
+
+def test_models_side_by_side_learn_from_the_same_pixels_and_targets(data, models, tmp_path, monkeypatch) -> None:
+    import locfast.eval.finetuning.training as training
+
+    step, seen = training._step, []
+
+    def watched(classifier: Any, images: torch.Tensor, targets: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.append((images.clone(), targets.clone()))
+        return step(classifier, images, targets, *rest)
+
+    monkeypatch.setattr(training, "_step", watched)
+    words = ("--model", *models, "--train", data[0], "--val", data[1], *TOY, "--epochs", 3)
+    assert call(monkeypatch, *words, "--out", tmp_path / "out", "--rand-augment", "rand-m9-mstd0.5-inc1") == 0
+    first, second = seen[:9], seen[9:]
+    assert len(second) == 9 and not torch.equal(first[0][0], first[1][0])
+    for one, two in zip(first, second, strict=True):
+        assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
 
 
 def test_micro_batches_change_only_the_rounding(data, models, tmp_path, monkeypatch) -> None:
@@ -316,3 +338,13 @@ def test_a_capped_classifier_computes_the_same_when_its_readme_is_followed(tmp_p
     x = images(backbone)
     assert (again(x) - classifier(x)).abs().max() > 1e-3  # without the cap
     torch.testing.assert_close(set_softcap(again, 0.5)(x), classifier(x))
+
+
+@pytest.mark.gpu
+def test_a_gpu_in_bf16_learns_the_toy_too(data, models, tmp_path, monkeypatch) -> None:
+    words = ("finetune", "--model", models[0], "--train", data[0], "--val", data[1], *TOY, "--out", tmp_path / "out")
+    monkeypatch.setattr(sys, "argv", ["locfast.evaluate", *map(str, words), "--device", "cuda"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = result(tmp_path / "out")
+    assert ended.value.code == 0 and told["settings"]["precision"] == "bf16" and told["scores"][0]["accuracy"] > 0.9
