@@ -65,7 +65,7 @@ def rows(names: list[str]) -> list[str]:
 
 
 def render() -> str:
-    heads = "student | objective | student, GFLOPs | relative | paper | teacher, GFLOPs | teacher's share | step, relative"
+    heads = "student | objective | GFLOPs | relative | paper | teacher, GFLOPs | teacher's share | step, relative"
     return "\n".join([f"| {heads} |", "|---|---|---|---|---|---|---|---|", *rows(list(STUDENTS))])
 
 

@@ -57,10 +57,10 @@ def run_demo(config: TrainConfig, settings: Settings | None = None) -> Path:
     ratio = flops_ratio(config)
     path = train(config)
     spent = time.monotonic() - begin
-    masked = dataclasses.replace(method_config(config), objective="mim")  # type: ignore[type-var]
+    masked = with_objective(config, "mim")
     steps = max(1, round((config.steps or 1) * ratio))
     console.print(f"Now the same student by masked prediction, for as many of its FLOPs: {steps} steps.")
-    baseline = train(dataclasses.replace(config, uta=masked, steps=steps, out=str(out / "mim")))  # type: ignore[call-arg]
+    baseline = train(dataclasses.replace(masked, steps=steps, out=str(out / "mim")))
     seconds = {"uta": round(spent, 1), "mim": round(time.monotonic() - begin - spent, 1)}
 
     console.print("Measuring both, and the teacher.")
@@ -75,11 +75,18 @@ def run_demo(config: TrainConfig, settings: Settings | None = None) -> Path:
     return finish(path, config, console, figures, ("MIM", "UTA", "teacher"), told, time.monotonic() - begin)
 
 
+def with_objective(config: TrainConfig, objective: str) -> TrainConfig:
+    """The same run by another objective of UTA's."""
+    own: Any = method_config(config)
+    changed: dict[str, Any] = {"uta": dataclasses.replace(own, objective=objective)}
+    return dataclasses.replace(config, **changed)
+
+
 def flops_ratio(config: TrainConfig) -> float:
     """FLOPs of the student's step by UTA over those by MIM, counted operation by operation on one image."""
     flops = []
     for objective in ("uta", "mim"):
-        fields = dataclasses.replace(method_config(config), objective=objective)  # type: ignore[type-var]
+        fields = method_config(with_objective(config, objective))
         method = create_method(config.method, fields, model=config.model, image_size=config.image_size)
         assert isinstance(method, UTA)
         flops.append(method.student_flops())

@@ -21,6 +21,11 @@ The model's `head` is a projection into the joint space of images and texts of t
 `model(images)` gives an image's embedding, as timm's own CLIP models do. Normalise it, and compare it with embeddings
 of that CLIP's text tower."""
 
+TRAINED_LOCALLY = (
+    "Blocks and final norm were trained for patch features; it has no classifier and no projection to text."
+)
+TRAINED_JOINTLY = "Its head projects every token into a space that it shares with texts."
+
 NOT_KEPT = """## What is not kept
 
 Zero-shot classification and retrieval, where the base model had them. MaskEmbed trains patch tokens, not the path from
@@ -71,12 +76,7 @@ def write_model_card(
     sections = [
         _front_matter(plain, target.library if target else "timm"),
         f"# {_title(backbone, facts)}\n\nA Vision Transformer backbone, written by locfast {__version__} on "
-        f"{datetime.date.today().isoformat()}. "
-        + (
-            "Its head projects every token into a space shared with texts."
-            if joint
-            else "Blocks and final norm were trained for patch features; it has no classifier and no projection to text."
-        ),
+        f"{datetime.date.today().isoformat()}. {TRAINED_JOINTLY if joint else TRAINED_LOCALLY}",
         *(target.sections if target else [_loading(plain), _softcap(softcap, without_cap, measured_on)]),
         JOINT if joint else NOT_KEPT,
         _images(backbone),
