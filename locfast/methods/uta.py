@@ -131,13 +131,13 @@ class UTA(Method):
 
     def tokens(self, images: Tensor, visible: Tensor, places: Tensor) -> Tensor:
         """The student's tokens at `places`, behind its final norm, from what it is shown: [B, M, C]."""
-        backbone, how = self.student.backbone, {"checkpointing": self.checkpointing}
+        backbone, again = self.student.backbone, self.checkpointing
         if self.config.objective == "uta":
-            return cls_and_patches(backbone.forward_features(images, kept=places[:, 1:] - 1, **how), backbone)
+            return cls_and_patches(backbone.forward_features(images, checkpointing=again, kept=places[:, 1:] - 1), backbone)
         patches = backbone.embed_patches(images)
         if self._masks_tokens:
             patches = torch.where(visible[..., None], patches, self.mask_token.to(patches.dtype))
-        return take(cls_and_patches(backbone.encode(patches, **how), backbone), places)
+        return take(cls_and_patches(backbone.encode(patches, checkpointing=again), backbone), places)
 
     @torch.no_grad()
     def target(self, images: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from locfast.models.open_clip_model import load_open_clip
 
 OPEN_CLIP = "open_clip:"
 Size = tuple[int, int]
+Colour = tuple[float, float, float]
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class JointTower(nn.Module):
 class OpenClipTower(nn.Module):
     """An image tower of open_clip's own VisionTransformer: the teacher's half of `JointTower`."""
 
-    def __init__(self, visual: Any, mean: tuple[float, ...], std: tuple[float, ...], interpolation: str) -> None:
+    def __init__(self, visual: Any, mean: Colour, std: Colour, interpolation: str) -> None:
         super().__init__()
         self.visual = visual
         self.image_size: Size = tuple(visual.image_size)

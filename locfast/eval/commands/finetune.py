@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from locfast.errors import UserError
     from locfast.eval.commands.models import Models
     from locfast.eval.finetuning.training import finetune, predict
-    from locfast.eval.global_ability.features import ImageFeatures, evaluation_view
+    from locfast.eval.global_ability.features import Features, evaluation_view
     from locfast.eval.global_ability.pooling import pick_pool
     from locfast.eval.global_ability.results import check_out, scores
     from locfast.models.classifier import make_classifier, write_classifier
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
             folders[name] = args.out / WEIGHTS / _file_name(name, [folder.name for folder in folders.values()])
             details[name]["saved"] = str(folders[name])
         left = torch.zeros(len(train) - len(made.unreadable))
-        splits = {"train": (train, ImageFeatures({}, left, left, made.unreadable)), "val": (val, read)}
+        splits = {"train": (train, Features({}, left, made.unreadable, [])), "val": (val, read)}
         found = scores(
             "fine-tuned",
             predicted,
@@ -119,11 +119,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(recipe: Recipe) -> None:
     """A bad policy is told before models are loaded and before anything is made, as bad numbers are."""
-    from locfast.data.augment import RandAugment
+    from locfast.data.augment import Augment
     from locfast.data.spec import View
 
     if recipe.color is not None:
-        RandAugment(View((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), color=recipe.color))
+        Augment(View((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), color=recipe.color))
 
 
 def _recipe(args: argparse.Namespace, embed_dim: int) -> Recipe:
