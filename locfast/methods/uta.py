@@ -133,7 +133,9 @@ class UTA(Method):
         """The student's tokens at `places`, behind its final norm, from what it is shown: [B, M, C]."""
         backbone, again = self.student.backbone, self.checkpointing
         if self.config.objective == "uta":
-            return cls_and_patches(backbone.forward_features(images, checkpointing=again, kept=places[:, 1:] - 1), backbone)
+            return cls_and_patches(
+                backbone.forward_features(images, checkpointing=again, kept=places[:, 1:] - 1), backbone
+            )
         patches = backbone.embed_patches(images)
         if self._masks_tokens:
             patches = torch.where(visible[..., None], patches, self.mask_token.to(patches.dtype))
