@@ -309,7 +309,7 @@ def test_mistakes_end_with_one_message_and_exit_code_2(data, models, tmp_path, m
     assert "--layer-decay 1.5" in told("--batch-size", 12, "--layer-decay", 1.5)
     assert "--lr must be positive" in told("--batch-size", 12, "--lr", 0)
     assert "--drop-path 1.0" in told("--batch-size", 12, "--drop-path", 1)
-    assert "no RandAugment string" in told("--batch-size", 12, "--rand-augment", "autoaugment")
+    assert "begins with none of" in told("--batch-size", 12, "--rand-augment", "autoaugment")
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "evaluate.json").write_text("{}")
     assert "Add --overwrite" in told("--batch-size", 12, out="there")
