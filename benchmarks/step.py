@@ -1,5 +1,7 @@
 """How many images a second does a MaskEmbed step take, where does its time go, and what does the public code reach?
 
+`--method uta` and `--method lut` ask instead what dropping tokens saves: time beside FLOPs.
+
 Each side runs eagerly and under torch.compile, at its own best micro-batch: sizes double until the memory or the gain
 ends. A side's loss and gradient norm are compared with the other's, and a compiled step's with the eager one's. A step
 is forward, backward, clip and optimiser, in bf16 autocast over fp32 weights; its parts are timed in runs of their own,
@@ -18,6 +20,8 @@ from typing import Any
 import torch
 from _harness import Bench, first_line, parser
 from _results import Row
+from _step_dropped import CASES as DROPPED
+from _step_dropped import measure as measure_dropped
 from _step_flops import Shape, step_flops
 from _step_report import write_picture
 from _step_sides import Side, locfast_side, public_side
@@ -49,6 +53,7 @@ SOURCES = [
     *(f"locfast/models/{name}.py" for name in ("attention", "backbone", "blocks", "decoder", "teacher")),
     "locfast/methods/maskembed.py",
 ]
+DROPPED_SOURCES = [f"locfast/models/{name}.py" for name in ("attention", "backbone", "blocks")]
 FP8_SOURCES = ["quantize_rows", "locfast/models/fp8.py"]
 """What a step's time comes from: a table whose hashes differ is of older sources."""
 VIEWS = 3
@@ -73,7 +78,8 @@ SPREAD = 0.02
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--only", nargs="+", choices=[*CASES, *SMOKE], help="these models alone")
+    options.add_argument("--method", choices=["maskembed", *DROPPED], default="maskembed")
+    options.add_argument("--only", nargs="+", help=f"these models alone: {', '.join([*CASES, *SMOKE])}")
     options.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES))
     options.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["eager", "compiled"])
     options.add_argument("--batch", type=int, help="this micro-batch alone, without a search")
@@ -81,6 +87,12 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--profile", action="store_true", help="print the kernels that take most of a step, too")
     args = options.parse_args()
+    if args.method != "maskembed":
+        bench = Bench(f"step_{args.method}", [*DROPPED_SOURCES, f"locfast/methods/{args.method}.py"], args)
+        measure_dropped(bench, args.method, args.only)
+        return bench.finish()
+    if unknown := set(args.only or ()) - {*CASES, *SMOKE}:
+        options.error(f"--only {' '.join(sorted(unknown))}: known are {', '.join([*CASES, *SMOKE])}")
     bench = Bench("step_fp8" if args.fp8 else "step", [*SOURCES, *(FP8_SOURCES if args.fp8 else [])], args)
     cases = {name: case for name, case in (SMOKE if bench.smoke else CASES).items() if name in (args.only or [name])}
     wanted: dict[str, Found] = {}
