@@ -2,7 +2,9 @@
 
 import io
 import itertools
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,3 +171,17 @@ def test_a_point_is_in_the_same_place_of_every_grid() -> None:
 def test_less_than_two_readable_images_are_told() -> None:
     with pytest.raises(UserError, match="of which 1 could be read"):
         watch(Pictures(2, bad=0), {"it": Model(tiny(), None, ())}, CPU, limit=9, pictures=0, seed=0)
+
+
+def test_the_figures_of_the_docs_are_those_of_their_file() -> None:
+    root = Path(__file__).resolve().parents[2]
+    told = json.loads((root / "benchmarks/results/cpu-demo/analyze/demo.json").read_text())["found"]["models"]["demo"]
+    distance, page = told["distance"], (root / "docs/analyze.md").read_text(encoding="utf-8")
+    for i, (mean, heads) in enumerate(zip(distance["by_layer"], distance["by_head"], strict=True)):
+        prefix = 100 * sum(distance["to_prefix_by_head"][i]) / len(heads)
+        rank = told["spectrum"][f"block {i + 1}"]["effective_rank"]
+        line = f"| {i + 1} | {mean:.3f} | {min(heads):.3f} to {max(heads):.3f} | {prefix:.1f} % | {rank:.1f} |"
+        assert line in page
+    assert f"at most {max(distance['standard_error']):.4f}." in page
+    for side in (14, 6):
+        assert f"{pairwise_distances((side, side)).mean():.3f}" in page
