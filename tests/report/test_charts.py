@@ -57,6 +57,14 @@ def test_a_gap_in_a_curve_is_no_crash_and_no_point():
     assert lines({"loss": [(1, Value(math.inf))]}, "step", "loss") == "" == dots([], [], "x") == strip([], "x")
 
 
+def test_an_axis_beyond_a_decade_is_logarithmic_unless_told_otherwise():
+    """0.01, 0.1 and 1: the middle one halfway up, or close to the lowest."""
+    for may_be_log, share in ((True, 0.5), (False, 0.0909)):
+        drawn = lines({"a": [(i, Value(10.0**-i)) for i in range(3)]}, "x", "y", may_be_log=may_be_log)
+        top, middle, low = (float(y) for y in re.findall(r'class="spot" cx="[\d.]+" cy="([\d.]+)"', drawn))
+        assert (low - middle) / (low - top) == pytest.approx(share, abs=0.01)
+
+
 def test_a_long_curve_has_few_marks_and_all_its_points():
     drawn = lines({"loss": [(i, Value(1 + i / 1000)) for i in range(1000)]}, "step", "loss")
     assert drawn.count('class="mark"') <= 60 and drawn.count(",") >= 1000
