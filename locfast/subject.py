@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from locfast.models.backbone import Backbone
 
 
+OPEN_CLIP = "open_clip"
+"""In the place of a run's model: the image tower of the open_clip model that its method names."""
+
+
 @dataclass(frozen=True)
 class JointText:
     """The text side of the joint space that a run's backbone was trained to reach."""
@@ -23,7 +27,7 @@ class JointText:
     """open_clip's name of the model whose text tower it is; None: it has none of that name."""
     pretrained: str | None
     tower: nn.Module | None = None
-    """That open_clip model as the run trained it; None: it stayed as `pretrained` has it."""
+    """That open_clip model as it goes with the backbone; None: as `pretrained` has it."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,30 @@ def open_subject(
             f"--model {name} is a run, whose image size, weights and soft cap stand in its config.yaml: leave out "
             "--image-size, --softcap and --no-pretrained, or export it and give the export's folder."
         )
-    made = load_method(folder, ema).artifacts()
+    return _subject(load_method(folder, ema).artifacts(), folder.resolve().name)
+
+
+def open_start(run: str) -> Subject:
+    """The model that a run began with: its --model, or the towers of the open_clip model that its method trained.
+
+    Raises UserError as `open_subject` does.
+    """
+    from locfast.config.registry import method_config
+    from locfast.engine.run_folder import RunFolder
+
+    config = RunFolder(Path(run)).read_config()
+    how: dict[str, Any] = {"pretrained": config.pretrained, "image_size": config.image_size, "seed": config.seed}
+    if config.model != OPEN_CLIP:
+        return open_subject(config.model, **how)
+    from locfast.methods import create_method
+
+    made = create_method(config.method, method_config(config), model=config.model, **how).artifacts()
+    return _subject(made, made["backbone"].name)
+
+
+def _subject(made: Mapping[str, Any], name: str) -> Subject:
     backbone = made["backbone"].eval().requires_grad_(False)
-    return Subject(backbone, made.get("softcap"), folder.resolve().name, _frozen(made.get("embed")), _joint_text(made))
+    return Subject(backbone, made.get("softcap"), name, _frozen(made.get("embed")), _joint_text(made))
 
 
 def _joint_text(made: Mapping[str, Any]) -> JointText | None:

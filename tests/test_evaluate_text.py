@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from timm.models import save_for_hf
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from locfast.cli import parse_train
@@ -142,7 +143,6 @@ def test_figures_are_those_of_open_clips_own_encoders(evaluate, config, pairs, t
     """The image tower itself as a timm folder: its features and open_clip's, images read by timm's transform."""
     from PIL import Image
     from timm.data import create_transform, resolve_data_config
-    from timm.models.vision_transformer import checkpoint_filter_fn
 
     tower = open_text_tower(str(config), "none", seed=0).model
     model = load_backbone("vit_base_patch16_clip_224", False, image_size=32, **TINY).model
@@ -310,3 +310,35 @@ def test_mistakes_end_with_one_message_and_exit_code_2(
     assert "names no text tower" in mistake()
     holds(text_tower=nn.Identity())
     assert "does not say whose tokenizer" in mistake("--against", "none")
+
+
+def test_a_run_of_two_open_clip_towers_is_set_against_them_as_they_were(
+    evaluate, config, pairs, tmp_path, monkeypatch
+) -> None:
+    pytest.importorskip("locfast.methods.clip")
+    words = f"--method clip --model open_clip --clip.text {config} --clip.text-pretrained none --data {pairs}"
+    words += f" --out {tmp_path / 'tuned'} --steps 2 --batch-size 4 --lr 3e-3 --workers 0 --val none --device cpu"
+    run = train(parse_train([*words.split(), "--max-bad", "0.2"]))
+    found = evaluate("--model", run)
+    start, tuned = found["models"]
+    assert tuned == "tuned" and found["models"]["tuned"]["against"] == start
+    assert found["models"][start]["model"] == "open_clip"
+    towers = found["settings"]["text_towers"]
+    assert towers[start] == {"model": str(config), "pretrained": "none"}
+    assert towers["tuned"] == {"model": str(config), "pretrained": "trained by the run"}
+    assert not any("Expected" in note or "left out" in note for note in found["notes"])
+
+    # the start is open_clip's model itself: its image tower as a timm folder, cropped as it, gives the same figures
+    tower = open_text_tower(str(config), "none", seed=0).model
+    model = load_backbone("vit_base_patch16_clip_224", False, image_size=32, **TINY).model
+    model.load_state_dict(checkpoint_filter_fn(dict(tower.state_dict()), model), strict=False)
+    model.pretrained_cfg["crop_pct"] = 1.0
+    save_for_hf(model, str(tmp_path / "image-tower"), safe_serialization=True)
+    flags = ("--text-model", config, "--text-pretrained", "none")
+    plain = evaluate("--model", tmp_path / "image-tower", *flags, out="plain")
+    assert told(found, start) == told(plain, str(tmp_path / "image-tower"))
+    assert call(monkeypatch, "knn", "--model", run, "--k", 3, "--out", tmp_path / "knn", *folders(tmp_path)) == 0
+
+
+def folders(root: Path) -> tuple[object, ...]:
+    return ("--train", class_folders(root / "train", 4, 0), "--val", class_folders(root / "val", 2, 1))

@@ -67,15 +67,16 @@ class TextTowers:
     def of(self, name: str, models: Models) -> tuple[TextTower, dict[str, Any]]:
         """The text tower for a model, and where it is from.
 
-        The one that its run trained; else what the flags name; else what its run names, or the run that is set against
-        it. Raises UserError where nothing names one.
+        The one that its run trained with it; else what the flags name; else what its run names, or the run that is
+        set against it. Raises UserError where nothing names one.
         """
         text = models.subjects[name].text
         if text is not None and text.tower is not None:
             model = text.model or (self.asked and self.asked[0])
             if model is None:
                 raise UserError(f"--text-model is missing: {name} does not say whose tokenizer its text tower takes.")
-            return tuned_text_tower(model, text.tower), {"model": model, "pretrained": "trained by the run"}
+            source = "trained by the run" if name in models.aligned else text.pretrained
+            return tuned_text_tower(model, text.tower), {"model": model, "pretrained": source}
         pair = self.asked or _named(name, models)
         if pair is None:
             raise UserError(
@@ -143,9 +144,10 @@ def _check_dimension(name: str, subject: Subject, text: TextTower) -> None:
 def _of_other_origin(
     models: Models, texts: Mapping[str, TextTower], described: Mapping[str, dict[str, Any]]
 ) -> list[str]:
+    plain = [(n, s) for n, s in models if s.embed is None and n not in models.aligned and n not in models.against]
     return [
         f"{name} is not the image tower of {texts[name].name} ({described[name]['pretrained']}): their patch "
         "embeddings differ, so these figures say nothing unless it was trained further."
-        for name, subject in models
-        if name not in models.aligned and name not in models.against and not same_origin(texts[name], subject.backbone)
+        for name, subject in plain
+        if not same_origin(texts[name], subject.backbone)
     ]

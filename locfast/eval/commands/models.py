@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from locfast.engine.run_folder import RunFolder
 from locfast.errors import UserError
-from locfast.subject import Subject, open_subject
+from locfast.subject import OPEN_CLIP, Subject, open_start, open_subject
 
 
 class Models:
@@ -37,10 +37,7 @@ class Models:
                 runs = RunFolder(Path(args.against)).is_run()
                 others[given] = self._open(args.against, **({"ema": args.ema} if runs else plain))
             elif is_run[given]:
-                config = RunFolder(Path(given)).read_config()
-                others[given] = self._open(
-                    config.model, pretrained=config.pretrained, image_size=config.image_size, seed=config.seed
-                )
+                others[given] = self._open_start(given)
         for given in args.model:
             # A run with flags that are none of its business is refused by open_subject.
             own = {"pretrained": args.pretrained, "image_size": args.image_size, "softcap": args.softcap}
@@ -51,9 +48,19 @@ class Models:
                 self.against[name] = others[given]
 
     def _open(self, given: str, **how: Any) -> str:
-        key = (given, *sorted((name, value) for name, value in how.items() if value is not None))
+        return self._keep(_key(given, how), given, lambda: open_subject(given, **how))
+
+    def _open_start(self, run: str) -> str:
+        """What a run is set against: the model that it started from."""
+        config = RunFolder(Path(run)).read_config()
+        how = {"pretrained": config.pretrained, "image_size": config.image_size, "seed": config.seed}
+        key = _key(config.model, how) if config.model != OPEN_CLIP else (OPEN_CLIP, run)
+        return self._keep(key, config.model, lambda: open_start(run))
+
+    def _keep(self, key: tuple[Any, ...], given: str, open_it: Callable[[], Subject]) -> str:
+        """The name of what was opened for `key`, once."""
         if key not in self._names:
-            subject = open_subject(given, **how)
+            subject = open_it()
             free = [name for name in (subject.name, given) if name not in self.subjects]
             name = free[0] if free else f"{given} ({len(self.subjects)})"
             self.subjects[name], self._names[key], self._paths[name] = subject, name, given
@@ -80,3 +87,7 @@ class Models:
             }
             for name, subject in self
         }
+
+
+def _key(given: str, how: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (given, *sorted((name, value) for name, value in how.items() if value is not None))
