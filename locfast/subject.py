@@ -12,6 +12,7 @@ from locfast.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from locfast.config.base import TrainConfig
     from locfast.models.backbone import Backbone
 
 
@@ -83,13 +84,21 @@ def open_start(run: str) -> Subject:
     from locfast.engine.run_folder import RunFolder
 
     config = RunFolder(Path(run)).read_config()
-    how: dict[str, Any] = {"pretrained": config.pretrained, "image_size": config.image_size, "seed": config.seed}
+    how = start_of(config)
     if config.model != OPEN_CLIP:
         return open_subject(config.model, **how)
     from locfast.methods import create_method
 
     made = create_method(config.method, method_config(config), model=config.model, **how).artifacts()
     return _subject(made, made["backbone"].name)
+
+
+def start_of(config: TrainConfig) -> dict[str, Any]:
+    """How `open_subject` opens the model that a run of `config` began with; its name is `config.model`."""
+    from locfast.config.registry import method_config
+
+    pretrained = config.pretrained and not method_config(config).from_scratch
+    return {"pretrained": pretrained, "image_size": config.image_size, "seed": config.seed}
 
 
 def _subject(made: Mapping[str, Any], name: str) -> Subject:

@@ -135,3 +135,8 @@ class MethodConfig:
     """Fields that say how something is computed and not what: a resumed run may change them, as it may its kernels."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimiser and schedule."""
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether what is trained begins with random weights, whatever --pretrained says of other networks."""
+        return getattr(self, "init", "pretrained") == "scratch"
