@@ -114,6 +114,7 @@ def _train(
     resume.check_identity(point, identity, config, folder)
     precision = pick_precision(config.precision, device)
     method.check(device, DTYPES[precision])
+    notes = method.notes(plan.micro_batch, plan.ranks, plan.accumulation)
     loading: dict[str, Any] = {"workers": config.workers, "decoder": config.decoder}
     loader = Loader(source, method.image_spec(), seed=config.seed, device=device, shuffle=config.shuffle, **loading)
     optimizer = build_optimizer(method, method.optim, config.lr or 0.0)
@@ -126,6 +127,8 @@ def _train(
     console = Console()
     with logging_to(folder.log, console, world.first):
         _say_what_runs(config, plan, device, precision, source, held_out)
+        for note in notes:
+            log.info("%s", note)
         log.info("decoder: %s", loader.decoding)
         log.info("order: %r", loader.order)
         if point.checkpoint is None:

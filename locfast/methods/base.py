@@ -62,6 +62,13 @@ class Method(nn.Module):
     def check(self, device: torch.device, dtype: torch.dtype) -> None:
         """Raise UserError or BackendError for what cannot run on `device` in `dtype`, before anything is written."""
 
+    def notes(self, micro_batch: int, ranks: int, accumulation: int) -> list[str]:
+        """What a user should know of a run whose steps are `accumulation` rounds of `ranks` x `micro_batch` images.
+
+        Raises UserError where the method cannot train on so few at a time.
+        """
+        return []
+
     def draw(self, keys: Keys) -> Any:
         """The method's random numbers for the samples of `keys`, on the device of `keys`."""
         raise NotImplementedError
