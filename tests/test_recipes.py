@@ -8,7 +8,9 @@ import timm
 from locfast.config.files import from_dict, read_recipe, recipe_names
 from locfast.config.registry import run_config_class
 
-PUBLISHED = [name for name in recipe_names() if name != "demo"]
+PUBLISHED = [name for name in recipe_names() if name != "demo" and read_recipe(name)["method"] == "maskembed"]
+LUT = {"lut_s16": 1.0, "lut_b16": 0.25, "lut_l16": 0.25}
+"""Recipes of LUT and the weight of its context loss."""
 UNCAPPED = {"beit_b16", "beitv2_b16", "eva02_b16"}
 FIFTY_EPOCHS = {"mocov3_b16", "mae_b16", "dino_b16"}
 LARGE = {"in1k_l16", "clip_l14", "clip_l14_336", "siglip_so400m_224", "siglip_so400m_384"}
@@ -39,3 +41,18 @@ def test_recipe_names_weights_that_timm_can_fetch(name: str) -> None:
     architecture, _, tag = model.partition(".")
     assert tag and timm.models.get_pretrained_cfg(model) is not None
     assert architecture in timm.list_models()
+
+
+def test_there_is_a_recipe_for_each_of_luts_backbones() -> None:
+    assert {name for name in recipe_names() if read_recipe(name)["method"] == "lut"} == set(LUT)
+
+
+@pytest.mark.parametrize("name", LUT)
+def test_recipe_of_lut_follows_its_section_five(name: str) -> None:
+    config = config_of(name)
+    assert (config.epochs, config.batch_size, config.lr) == (1600, 4096, 2.4e-3)
+    assert 4096 % (8 * config.micro_batch) == 0
+    assert config.lut.context_weight == LUT[name]
+    assert (config.lut.form, config.lut.hidden_share, config.lut.last_momentum) == ("paper", 0.75, 0.996)
+    assert (config.lut.optim.weight_decay, config.lut.optim.warmup_epochs) == (0.05, 40)
+    assert config.model in timm.list_models()

@@ -73,7 +73,9 @@ class LUTConfig(MethodConfig):
     decoder_depth: int = 8
     """Blocks in the decoder."""
     decoder_width: int = 512
+    """Width of the decoder."""
     decoder_heads: int = 16
+    """Attention heads of the decoder."""
     positions: Literal["sincos", "model"] | None = None
     """sincos: fixed, of rows and columns; model: the model's own. Default: sincos from scratch, else the model's."""
     crop: Literal["simple_resized", "random_resized"] = "simple_resized"
