@@ -194,7 +194,9 @@ class Trainer:
                 self.seed(one.position)
                 with autocast(self.device, self.precision):
                     looks.append(self.method.look(one.batch, one.draw))
-        for one, ahead in zip(rounds, self.method.weigh(looks), strict=True):
+        with autocast(self.device, self.precision):
+            weighed = self.method.weigh(looks)
+        for one, ahead in zip(rounds, weighed, strict=True):
             one.batch["ahead"] = ahead
         return rounds
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from locfast.engine.precision import autocast
 from locfast.errors import UserError
+from locfast.methods.ranks import alone
 from locfast.random import Keys
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def explain(run: Trainer, step: int, seen: list[MicroBatch], numbers: dict[str, 
         "position": positions.long().tolist(),
         "index": [i for micro in suspects for i in micro.index.tolist()],
         "epoch": [e for micro in suspects for e in micro.epoch.tolist()],
-        "alone": _alone(run, positions.long()[:MOST]),
+        "alone": _each_alone(run, positions.long()[:MOST]),
     }
     every = run.world.gather(mine)
     record: dict[str, Any] = {key: [value for rank in every for value in rank[key]] for key in mine}
@@ -71,13 +72,13 @@ def explain(run: Trainer, step: int, seen: list[MicroBatch], numbers: dict[str, 
     return Found(step, record, [_name(run, index) for index in record["alone"][:8]])
 
 
-def _alone(run: Trainer, positions: Tensor) -> list[int]:
+def _each_alone(run: Trainer, positions: Tensor) -> list[int]:
     """Dataset indices of those samples that, as a batch of one, have a loss or gradient that is not finite."""
     parameters = run.parameters
     bad = []
     for batch in run.loader.batches(positions.split(1) if len(positions) else []):
         draw = run.method.draw(Keys(run.config.seed, batch["epoch"], batch["index"]))
-        with autocast(run.device, run.precision):
+        with alone(), autocast(run.device, run.precision):
             loss = run.method(batch, draw)["loss"]
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         finite = [loss.isfinite(), *(g.isfinite().all() for g in gradients if g is not None)]

@@ -20,6 +20,9 @@ FUSED = ("adam", "adamw")
 FUSED_ON = ("cuda",)
 """Where these run as one kernel. On a CPU that rounds otherwise than the loops, to which its curves keep."""
 
+LAMBS = ("lamb", "lambc", "lambw", "lambcw", "lambcd", "clamb", "clambw")
+"""What timm calls its LAMB and the variants of it."""
+
 
 def build_optimizer(method: Method, config: OptimConfig, lr: float) -> torch.optim.Optimizer:
     """The optimiser that `config` names. UserError for an unknown name or settings that it does not take."""
@@ -29,12 +32,31 @@ def build_optimizer(method: Method, config: OptimConfig, lr: float) -> torch.opt
     known = [str(name) for name in timm_optimizers()]
     if config.name.lower() not in known:
         raise UserError(f"optim.name {config.name}: timm has no such optimiser{suggest(config.name, known) or '.'}")
+    name, own = _lamb(config.name.lower(), method.device)
     try:
         return create_optimizer_v2(
-            method.parameter_groups(), opt=config.name, lr=lr, weight_decay=config.weight_decay, **options
+            method.parameter_groups(), opt=name, lr=lr, weight_decay=config.weight_decay, **options, **own
         )
     except (TypeError, ValueError, AssertionError, ImportError) as error:
         raise UserError(f"optim.name {config.name} does not take these settings: {error}") from error
+
+
+def _lamb(name: str, device: torch.device) -> tuple[str, dict[str, Any]]:
+    """NVIDIA apex's fused LAMB for the name lamb where it can run; and what keeps either LAMB from limiting gradients.
+
+    Both hold their norm at or below 1 unless told otherwise, which is the loop's part for every optimiser.
+    """
+    if name == "lamb" and device.type in FUSED_ON and _apex_has_lamb():
+        return "fusedlamb", {"max_grad_norm": torch.finfo(torch.float32).max}  # its kernel compares with a number
+    return name, {"max_grad_norm": None} if name in LAMBS else {}
+
+
+def _apex_has_lamb() -> bool:
+    try:
+        from apex.optimizers import FusedLAMB  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def gate(optimizer: torch.optim.Optimizer, sound: Tensor) -> bool:

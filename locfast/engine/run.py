@@ -131,6 +131,7 @@ def _train(
             log.info("%s", note)
         log.info("decoder: %s", loader.decoding)
         log.info("order: %r", loader.order)
+        log.info("optimiser: %s.%s", type(optimizer).__module__, type(optimizer).__name__)
         if point.checkpoint is None:
             _prepare(method, loader, plan, world, config.seed, precision)
         average = Average(method, config.ema) if config.ema is not None else None

@@ -88,7 +88,10 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def weigh(self, looks: list[Any]) -> list[Any]:
-        """What `look` gave for all micro-batches of a step -> what `forward` finds of each in batch["ahead"]."""
+        """What `look` gave for all micro-batches of a step -> what `forward` finds of each in batch["ahead"].
+
+        Under the autocast of the step; gradients may be taken.
+        """
         raise NotImplementedError
 
     def seen(self, batch: Batch, draw: Any) -> dict[str, Seen]:

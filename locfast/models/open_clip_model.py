@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,17 @@ from locfast.models.create import seeded
 INSTALL = "pip install 'locfast[open-clip]'"
 Flags = tuple[str, str]
 """What the user typed the name and the weights after: errors repeat it."""
+
+
+@contextmanager
+def _root_logger_left_alone() -> Iterator[None]:
+    """open_clip speaks through the root logger, which, bare, then gets a handler that repeats all of our lines."""
+    stand_in = logging.NullHandler()
+    logging.root.addHandler(stand_in)
+    try:
+        yield
+    finally:
+        logging.root.removeHandler(stand_in)
 
 
 def load_open_clip(name: str, pretrained: str, *, seed: int = 0, flags: Flags) -> tuple[Any, Any]:
@@ -44,7 +58,7 @@ def load_open_clip(name: str, pretrained: str, *, seed: int = 0, flags: Flags) -
             f"{suggest(pretrained, tags) or '.'} It has {', '.join(tags) or 'none'}; none draws random ones."
         )
     try:
-        with seeded(seed):
+        with seeded(seed), _root_logger_left_alone():
             model = open_clip.create_model(name, pretrained=None if pretrained == "none" else pretrained)
         tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # the hub, pickle, torch and transformers have errors of many kinds

@@ -1,0 +1,234 @@
+"""Contrastive fine-tuning of an image tower with a text tower (CLIP's loss; UTA, section 3 and appendix A.1)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from locfast.config.clip import MAX_SCALE, ClipConfig
+from locfast.data.spec import ImageSpec, Record, View
+from locfast.errors import UserError
+from locfast.kernels import _backend
+from locfast.kernels.region_contrastive_loss import region_contrastive_loss
+from locfast.methods import ranks
+from locfast.methods.base import Batch, Method
+from locfast.methods.layer_decay import decayed_groups
+from locfast.models.image_tower import load_image_tower
+from locfast.models.open_clip_image import open_clip_image_tower
+from locfast.models.open_clip_model import load_open_clip
+from locfast.models.text_encoder import TextEncoder
+from locfast.random import Keys, uniform
+
+IMAGE = "image"
+OPEN_CLIP = "open_clip"
+"""As --model: the image tower that the text tower came with."""
+FLAGS = ("--clip.text", "--clip.text-pretrained")
+
+
+@dataclass(frozen=True)
+class Look:
+    """A micro-batch, embedded without gradients."""
+
+    tokens: Tensor  # [B, L] int64
+    images: Tensor  # [B, E]
+    texts: Tensor  # [B, E]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one micro-batch is told of the whole step's loss."""
+
+    look: Look
+    loss: Tensor  # scalar: of the whole step
+    images: Tensor  # [B, E] fp32 at least: its gradient, times rounds and ranks, over which it is averaged
+    texts: Tensor | None  # likewise; None for a frozen text tower
+    scale: Tensor | None  # that of the logarithm of the scale, over this rank's rows, times ranks
+
+
+class Clip(Method):
+    """Image and caption of a pair are drawn together, and apart from all others of the global batch.
+
+    The loss couples every row with every other, so micro-batches are embedded twice: first without gradients, for the
+    loss of the whole step and its gradient with respect to every embedding, then with them, to send that gradient on.
+
+    Raises:
+        UserError: the image tower has no CLS token or another joint width than the text tower; names and weights that
+            lead to no tower.
+    """
+
+    looks_ahead = True
+
+    def __init__(
+        self,
+        config: ClipConfig,
+        *,
+        model: str,
+        pretrained: bool = True,
+        image_size: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.optim = config.optim
+        weights = config.text_pretrained if pretrained else "none"
+        both, tokenizer = load_open_clip(config.text, weights, seed=seed, flags=FLAGS)
+        visual = both.visual
+        self.text = TextEncoder(both, tokenizer, frozen=config.freeze_text)
+        how: dict[str, Any] = {"image_size": image_size, "drop_path": config.drop_path}
+        if model == OPEN_CLIP:
+            self.image = open_clip_image_tower(visual, config.text, **how)
+        else:
+            width, new = self.text.joint_width, config.projection == "new"
+            self.image = load_image_tower(model, width, pretrained, new_head=new, seed=seed, **how)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)), config.learn_temperature)
+        self.train()
+
+    def forward(self, batch: Batch, draw: Tensor) -> dict[str, Tensor]:
+        """The mean of both directions' cross-entropies over the pairs of all ranks and micro-batches of a step.
+
+        In evaluation every batch stands alone: its loss is that of telling apart so many pairs as it has.
+        """
+        share: Share | None = batch.get("ahead")
+        told = {"temperature": 1 / self.scale().detach()} if self.config.learn_temperature else {}
+        if share is not None:
+            return {"loss": self._pass_on(batch, share), **told}
+        images, texts = self.embed(batch, self.tokens(batch, draw))
+        group = ranks.process_group(self.training)
+        loss = self.contrast(images, texts)
+        return {"loss": ranks.with_gradient(loss, loss * ranks.size(group)), **told}
+
+    def embed(self, batch: Batch, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and texts in the joint space, of one dtype: [B, E] each."""
+        images = self.image(batch["views"][IMAGE])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.text.frozen):
+            texts = self.text(tokens)
+        dtype = torch.promote_types(images.dtype, texts.dtype)
+        return images.to(dtype), texts.to(dtype)
+
+    def contrast(self, images: Tensor, texts: Tensor) -> Tensor:
+        """CLIP's loss of rows [R, E] and those of all other ranks; a gradient is that of the whole loss."""
+        group = ranks.process_group(self.training)
+        return region_contrastive_loss(images, texts, logit_scale=self.scale(), filter_threshold=None, group=group)
+
+    def scale(self) -> Tensor:
+        """What cosines are multiplied with."""
+        with torch.no_grad():
+            self.log_scale.clamp_(max=math.log(MAX_SCALE))
+        return self.log_scale.exp()
+
+    def look(self, batch: Batch, draw: Tensor) -> Look:
+        tokens = self.tokens(batch, draw)
+        return Look(tokens, *self.embed(batch, tokens))
+
+    def weigh(self, looks: list[Look]) -> list[Share]:
+        """The loss of a whole step, and what each micro-batch has to send back for its gradient."""
+        images = torch.cat([look.images for look in looks]).requires_grad_()
+        texts = torch.cat([look.texts for look in looks]).requires_grad_(not self.text.frozen)
+        with torch.enable_grad():
+            loss = self.contrast(images, texts)
+        trained = {"images": images, "texts": texts, "scale": self.log_scale}
+        trained = {name: tensor for name, tensor in trained.items() if tensor.requires_grad}
+        found = dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
+        rounds, averaged = len(looks), ranks.size(ranks.process_group(self.training))
+        rows = [len(look.images) for look in looks]
+        parts = {name: (_wide(found[name]) * rounds * averaged).split(rows) for name in found if name != "scale"}
+        scale = found["scale"] * averaged if "scale" in found else None
+        told = zip(looks, parts["images"], parts.get("texts", [None] * rounds), strict=True)
+        return [Share(look, loss.detach(), of_images, of_texts, scale) for look, of_images, of_texts in told]
+
+    def _pass_on(self, batch: Batch, share: Share) -> Tensor:
+        """The step's loss, with the gradient of this micro-batch's share of it."""
+        sent = (_wide(self.image(batch["views"][IMAGE])) * share.images).sum()
+        if share.texts is not None:
+            sent = sent + (_wide(self.text(share.look.tokens)) * share.texts).sum()
+        if share.scale is not None:
+            sent = sent + self.log_scale * share.scale
+        return ranks.with_gradient(share.loss, sent)
+
+    def tokens(self, batch: Batch, draw: Tensor) -> Tensor:
+        """Token ids of one caption a sample [B, L] int64, on the method's device."""
+        records: list[Record] = batch["records"]
+        choices = [_captions(record) for record in records]
+        several = any(len(captions) > 1 for captions in choices)
+        places = (
+            draw.tolist() if several else [0.0] * len(records)
+        )  # a device is waited for only where there is a choice
+        texts = [captions[int(place * len(captions))] for captions, place in zip(choices, places, strict=True)]
+        tokens = self.text.tokenize(texts)
+        if self.device.type == "cuda":
+            tokens = tokens.pin_memory()
+        return tokens.to(self.device, non_blocking=True)
+
+    def draw(self, keys: Keys) -> Tensor:
+        """Which of a sample's captions is taken, as a place in [0, 1): [B]."""
+        return uniform(keys, "clip.caption", 1)[:, 0]
+
+    def check(self, device: torch.device, dtype: torch.dtype) -> None:
+        _backend.check("region_contrastive_loss", device, dtype)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        config, optim = self.config, self.optim
+        decay = config.layer_decay or (0.75 if self.image.backbone.embed_dim <= 768 else 0.85)
+        how: dict[str, Any] = {"decay": decay, "weight_decay": optim.weight_decay, "every": optim.decay_all}
+        groups = decayed_groups(self.image.named_parameters(), **how)
+        groups += decayed_groups(self.text.named_parameters(), scale=config.text_lr_scale, **how)
+        alone = {"params": [self.log_scale], "weight_decay": 0.0, "lr_scale": 1.0}
+        return [*groups, alone] if config.learn_temperature else groups
+
+    def image_spec(self) -> ImageSpec:
+        return self._spec(crop=self.config.crop, flip=self.config.flip)
+
+    def validation_spec(self) -> ImageSpec:
+        return self._spec(crop="center")
+
+    def _spec(self, **policy: Any) -> ImageSpec:
+        backbone = self.image.backbone
+        looks: dict[str, Any] = {"mean": backbone.mean, "std": backbone.std, "interpolation": backbone.interpolation}
+        view = View(size=backbone.image_size, crop_pct=backbone.crop_pct, **looks, **policy)
+        return ImageSpec({IMAGE: view}, records=True)
+
+    def defaults(self) -> dict[str, float]:
+        # appendix A.1: one rate for ViT-B, another for ViT-L
+        return {"epochs": 2, "batch_size": 49152, "lr": 2e-4 if self.image.backbone.embed_dim <= 768 else 4e-4}
+
+    def enable_grad_checkpointing(self) -> None:
+        self.image.checkpointing = True
+        self.text.enable_grad_checkpointing()
+
+    def enable_compile(self) -> None:
+        super().enable_compile()
+        self.text.enable_compile()
+
+    def artifacts(self) -> dict[str, Any]:
+        text: Any = self.text.model
+        with torch.no_grad():
+            text.logit_scale.fill_(self.log_scale)
+        return {
+            "backbone": self.image.backbone,
+            "softcap": None,
+            "head": self.image.head,
+            "embed": self.image.embed,
+            "text": {"model": self.config.text, "pretrained": self.config.text_pretrained},
+            "text_tower": text,
+        }
+
+
+def _wide(x: Tensor) -> Tensor:
+    """fp32, or fp64 where x is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _captions(record: Record) -> list[str]:
+    """Captions of a sample that are not blank. Raises UserError where there is none."""
+    texts = getattr(record, "texts", None) or (record.text,)
+    found = [text for text in texts if text and text.strip()]
+    if not found:
+        raise UserError(
+            f"--data: {record.name or 'a sample'} has no text, and --method clip trains on images and their captions. "
+            "Give tar shards with a KEY.txt beside every image."
+        )
+    return found
