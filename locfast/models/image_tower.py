@@ -21,18 +21,10 @@ State = dict[str, Tensor]
 
 
 class ImageTower(nn.Module):
-    """images [B, 3, H, W], normalised -> embeddings [B, E], not normalised: the CLS token, projected.
-
-    Raises UserError for a backbone without a CLS token.
-    """
+    """images [B, 3, H, W], normalised -> embeddings [B, E], not normalised: the CLS token, projected."""
 
     def __init__(self, backbone: Backbone, head: nn.Linear) -> None:
         super().__init__()
-        if getattr(backbone.model, "cls_token", None) is None:
-            raise UserError(
-                f"--model {backbone.name} has no CLS token, which is what an image's embedding is projected from. "
-                "Choose a model with one: a CLIP, an EVA-02 CLIP, or a vit_* classifier."
-            )
         self.backbone, self.head = backbone, head
         self.checkpointing = False
         # stochastic depth is of this training, and no part of the architecture that an export names
@@ -59,10 +51,16 @@ def load_image_tower(
     """The backbone `name`, as `load_backbone` finds it, and its own projection to `width`, or a new one.
 
     Models with a projection of their own are timm folders and checkpoint files of a model with a head, and timm's CLIP
-    models that are no classifiers. new_head: a new one all the same. Raises UserError where its own has another width.
+    models that are no classifiers. new_head: a new one all the same. Raises UserError where its own has another
+    width, and for a model without a CLS token.
     """
     drops: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     backbone = load_backbone(name, pretrained, seed=seed, image_size=image_size, **drops)
+    if getattr(backbone.model, "cls_token", None) is None:
+        raise UserError(
+            f"--model {name} has no CLS token, which is what an image's embedding is projected from. "
+            "Choose a model with one: a CLIP, an EVA-02 CLIP, or a vit_* classifier."
+        )
     head = new_projection(backbone.embed_dim, width, seed)
     own = None if new_head else _own_width(name, backbone)
     if own is not None and own != width:

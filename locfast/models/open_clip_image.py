@@ -64,7 +64,8 @@ def _recipe(visual: Any) -> _Recipe | None:
     if not isinstance(visual, TimmModel):
         return None
     trunk: Any = visual.trunk
-    state = dict(trunk.state_dict())
+    # a norm of the pooled CLS token alone is one of all tokens, of which CLS is then taken
+    state = {key.replace("fc_norm.", "norm."): tensor for key, tensor in trunk.state_dict().items()}
     behind = {key.removeprefix("proj."): tensor for key, tensor in visual.head.state_dict().items()}
     if set(behind) <= {"weight", "bias"}:
         state |= {f"head.{key}": tensor for key, tensor in behind.items()}

@@ -27,6 +27,7 @@ def _root_logger_left_alone() -> Iterator[None]:
         logging.root.removeHandler(stand_in)
 
 
+@_root_logger_left_alone()
 def load_open_clip(name: str, pretrained: str, *, seed: int = 0, flags: Flags) -> tuple[Any, Any]:
     """(model, tokenizer) of open_clip by name, or by a config file (.json); in evaluation mode, on the CPU.
 
@@ -58,7 +59,7 @@ def load_open_clip(name: str, pretrained: str, *, seed: int = 0, flags: Flags) -
             f"{suggest(pretrained, tags) or '.'} It has {', '.join(tags) or 'none'}; none draws random ones."
         )
     try:
-        with seeded(seed), _root_logger_left_alone():
+        with seeded(seed):
             model = open_clip.create_model(name, pretrained=None if pretrained == "none" else pretrained)
         tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # the hub, pickle, torch and transformers have errors of many kinds
