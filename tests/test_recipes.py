@@ -11,6 +11,9 @@ from locfast.config.registry import run_config_class
 PUBLISHED = [name for name in recipe_names() if name != "demo" and read_recipe(name)["method"] == "maskembed"]
 LUT = {"lut_s16": 1.0, "lut_b16": 0.25, "lut_l16": 0.25}
 """Recipes of LUT and the weight of its context loss."""
+CONTRASTIVE = {"clip_uta_b16": (2e-4, 0.75, 2e9), "clip_uta_l14": (4e-4, 0.85, 4e9)}
+UTA = {"uta_b14": (0.4, 0.0), "uta_l14": (0.5, 0.1), "uta_g14": (0.5, 0.1)}
+"""Recipes of UTA, the share they hide and the paths they drop."""
 UNCAPPED = {"beit_b16", "beitv2_b16", "eva02_b16"}
 FIFTY_EPOCHS = {"mocov3_b16", "mae_b16", "dino_b16"}
 LARGE = {"in1k_l16", "clip_l14", "clip_l14_336", "siglip_so400m_224", "siglip_so400m_384"}
@@ -44,7 +47,7 @@ def test_recipe_names_weights_that_timm_can_fetch(name: str) -> None:
 
 
 def test_there_is_a_recipe_for_each_of_luts_backbones() -> None:
-    assert {name for name in recipe_names() if read_recipe(name)["method"] == "lut"} == set(LUT)
+    assert {name for name in recipe_names() if read_recipe(name)["method"] == "lut"} - {"demo_lut"} == set(LUT)
 
 
 @pytest.mark.parametrize("name", LUT)
@@ -56,3 +59,24 @@ def test_recipe_of_lut_follows_its_section_five(name: str) -> None:
     assert (config.lut.form, config.lut.hidden_share, config.lut.last_momentum) == ("paper", 0.75, 0.996)
     assert (config.lut.optim.weight_decay, config.lut.optim.warmup_epochs) == (0.05, 40)
     assert config.model in timm.list_models()
+
+
+@pytest.mark.parametrize("name", CONTRASTIVE)
+def test_contrastive_recipe_follows_appendix_a1_of_uta_and_its_table_one(name: str) -> None:
+    config, (rate, decay, samples) = config_of(name), CONTRASTIVE[name]
+    assert (config.batch_size, config.lr, config.clip.layer_decay) == (49152, rate, decay)
+    assert config.steps * config.batch_size == pytest.approx(samples, rel=1e-4)
+    assert (config.clip.temperature, config.clip.learn_temperature) == (0.01, False)
+    optim = config.clip.optim
+    assert (optim.name, optim.weight_decay, optim.final_lr_ratio) == ("lamb", 0.05, 0.0)
+    assert 49152 % (16 * config.micro_batch) == 0
+
+
+@pytest.mark.parametrize("name", UTA)
+def test_recipe_of_uta_follows_its_section_three(name: str) -> None:
+    config = config_of(name)
+    assert (config.epochs, config.batch_size, config.lr) == (150, 4096, 1.5e-3)
+    assert (config.uta.mask_ratio, config.uta.drop_path) == UTA[name]
+    optim = config.uta.optim
+    assert (optim.weight_decay, optim.warmup_epochs, optim.final_lr_ratio * config.lr) == (0.05, 1, pytest.approx(1e-5))
+    assert timm.models.get_pretrained_cfg(config.uta.teacher).num_classes == 1024

@@ -16,6 +16,8 @@ from timm.models import save_for_hf
 
 from locfast.engine.run import train
 from locfast.engine.run_folder import RunFolder
+from locfast.errors import UserError
+from locfast.methods.clip import Clip
 from locfast.models.image_tower import ImageTower
 from locfast.models.text_encoder import TextEncoder
 from tests.engine.processes import finish, kill_when, start, start_ranks
@@ -141,6 +143,22 @@ def test_a_run_on_the_tensors_of_a_timm_model_is_exported_with_its_projection(gi
     images = torch.randn(2, 3, *made["backbone"].image_size)
     assert made["embed"](made["backbone"](images)).shape == (2, 24)
     assert "optimiser: timm.optim.lamb.Lamb" in (run / "train.log").read_text()
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_of_a_batch_that_is_not_finite_as_a_whole_the_one_pair_at_fault_is_named(
+    given, tmp_path, monkeypatch, micro_batch
+):
+    embed = Clip.embed
+
+    def spoilt(self: Clip, batch: dict[str, Any], tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        images, texts = embed(self, batch, tokens)
+        return torch.where((batch["index"] == 5)[:, None], torch.nan, images), texts
+
+    monkeypatch.setattr(Clip, "embed", spoilt)
+    config = clip_config(**given, out=tmp_path / "run", steps=4, micro_batch=micro_batch)
+    with pytest.raises(UserError, match=r"Image indices 5 \(.*pairs-0.tar/005\), which are not finite alone either"):
+        train(config)
 
 
 def without_cls(folder: Path) -> Path:
