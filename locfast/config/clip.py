@@ -54,6 +54,8 @@ class ClipConfig(MethodConfig):
     """Stochastic depth of the image tower: the last block's rate."""
     crop: Literal["random_resized", "center"] = "random_resized"
     """random_resized: a random part of the image; center: the model's evaluation transform."""
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+    """Area of a random crop, as a share of the image."""
     flip: bool = False
     """Mirror half of the images; captions that say left or right are then wrong."""
     optim: OptimConfig = field(default_factory=lamb)
@@ -70,4 +72,6 @@ class ClipConfig(MethodConfig):
             f"layer_decay must lie in (0, 1], 1 for none; got {self.layer_decay}",
         )
         check(self.text_lr_scale > 0, f"text_lr_scale must be positive, got {self.text_lr_scale}")
+        low, high = self.crop_scale
+        check(0 < low <= high <= 1, f"crop_scale must be two shares of the image's area, got {self.crop_scale}")
         check(0 <= self.drop_path < 1, f"drop_path must lie in [0, 1), got {self.drop_path}")

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from locfast.config.clip import MAX_SCALE, ClipConfig
 from locfast.data.spec import ImageSpec, Record, View
-from locfast.errors import UserError
 from locfast.kernels import _backend
 from locfast.kernels.region_contrastive_loss import region_contrastive_loss
 from locfast.methods import ranks
 from locfast.methods.base import Batch, Method
 from locfast.methods.layer_decay import decayed_groups
+from locfast.models.drop_path import set_drop_path
 from locfast.models.image_tower import load_image_tower
 from locfast.models.open_clip_image import open_clip_image_tower
 from locfast.models.open_clip_model import load_open_clip
@@ -78,12 +78,13 @@ class Clip(Method):
         both, tokenizer = load_open_clip(config.text, weights, seed=seed, flags=FLAGS)
         visual = both.visual
         self.text = TextEncoder(both, tokenizer, frozen=config.freeze_text)
-        how: dict[str, Any] = {"image_size": image_size, "drop_path": config.drop_path}
         if model == OPEN_CLIP:
-            self.image = open_clip_image_tower(visual, config.text, **how)
+            self.image = open_clip_image_tower(visual, config.text, image_size=image_size)
         else:
-            width, new = self.text.joint_width, config.projection == "new"
-            self.image = load_image_tower(model, width, pretrained, new_head=new, seed=seed, **how)
+            how: dict[str, Any] = {"new_head": config.projection == "new", "seed": seed, "image_size": image_size}
+            self.image = load_image_tower(model, self.text.joint_width, pretrained, **how)
+        set_drop_path(self.image.backbone, config.drop_path)
+        self.checkpointing = False
         self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)), config.learn_temperature)
         self.train()
 
@@ -103,11 +104,14 @@ class Clip(Method):
 
     def embed(self, batch: Batch, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Images and texts in the joint space, of one dtype: [B, E] each."""
-        images = self.image(batch["views"][IMAGE])
+        images = self.embed_images(batch)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.text.frozen):
             texts = self.text(tokens)
         dtype = torch.promote_types(images.dtype, texts.dtype)
         return images.to(dtype), texts.to(dtype)
+
+    def embed_images(self, batch: Batch) -> Tensor:
+        return self.image.embed(self.image.backbone(batch["views"][IMAGE], checkpointing=self.checkpointing))
 
     def contrast(self, images: Tensor, texts: Tensor) -> Tensor:
         """CLIP's loss of rows [R, E] and those of all other ranks; a gradient is that of the whole loss."""
@@ -142,7 +146,7 @@ class Clip(Method):
 
     def _pass_on(self, batch: Batch, share: Share) -> Tensor:
         """The step's loss, with the gradient of this micro-batch's share of it."""
-        sent = (_wide(self.image(batch["views"][IMAGE])) * share.images).sum()
+        sent = (_wide(self.embed_images(batch)) * share.images).sum()
         if share.texts is not None:
             sent = sent + (_wide(self.text(share.look.tokens)) * share.texts).sum()
         if share.scale is not None:
@@ -152,7 +156,7 @@ class Clip(Method):
     def tokens(self, batch: Batch, draw: Tensor) -> Tensor:
         """Token ids of one caption a sample [B, L] int64, on the method's device."""
         records: list[Record] = batch["records"]
-        choices = [_captions(record) for record in records]
+        choices = [[text for text in record.texts if text.strip()] for record in records]
         several = any(len(captions) > 1 for captions in choices)
         places = (
             draw.tolist() if several else [0.0] * len(records)
@@ -180,7 +184,8 @@ class Clip(Method):
         return [*groups, alone] if config.learn_temperature else groups
 
     def image_spec(self) -> ImageSpec:
-        return self._spec(crop=self.config.crop, flip=self.config.flip)
+        config = self.config
+        return self._spec(crop=config.crop, scale=config.crop_scale, flip=config.flip)
 
     def validation_spec(self) -> ImageSpec:
         return self._spec(crop="center")
@@ -189,14 +194,14 @@ class Clip(Method):
         backbone = self.image.backbone
         looks: dict[str, Any] = {"mean": backbone.mean, "std": backbone.std, "interpolation": backbone.interpolation}
         view = View(size=backbone.image_size, crop_pct=backbone.crop_pct, **looks, **policy)
-        return ImageSpec({IMAGE: view}, records=True)
+        return ImageSpec({IMAGE: view}, records=True, text=True)
 
     def defaults(self) -> dict[str, float]:
         # appendix A.1: one rate for ViT-B, another for ViT-L
         return {"epochs": 2, "batch_size": 49152, "lr": 2e-4 if self.image.backbone.embed_dim <= 768 else 4e-4}
 
     def enable_grad_checkpointing(self) -> None:
-        self.image.checkpointing = True
+        self.checkpointing = True
         self.text.enable_grad_checkpointing()
 
     def enable_compile(self) -> None:
@@ -210,7 +215,6 @@ class Clip(Method):
         return {
             "backbone": self.image.backbone,
             "softcap": None,
-            "head": self.image.head,
             "embed": self.image.embed,
             "text": {"model": self.config.text, "pretrained": self.config.text_pretrained},
             "text_tower": text,
@@ -220,15 +224,3 @@ class Clip(Method):
 def _wide(x: Tensor) -> Tensor:
     """fp32, or fp64 where x is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _captions(record: Record) -> list[str]:
-    """Captions of a sample that are not blank. Raises UserError where there is none."""
-    texts = getattr(record, "texts", None) or (record.text,)
-    found = [text for text in texts if text and text.strip()]
-    if not found:
-        raise UserError(
-            f"--data: {record.name or 'a sample'} has no text, and --method clip trains on images and their captions. "
-            "Give tar shards with a KEY.txt beside every image."
-        )
-    return found

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from locfast.errors import UserError
-from locfast.models.backbone import Backbone
 from locfast.models.create import create_timm_model
-from locfast.models.image_tower import ImageTower, as_timm_names
+from locfast.models.image_tower import as_timm_names, with_projection
+from locfast.models.joint import JointTower
 
 SIZES = {768: "base", 1024: "large", 1280: "huge", 1408: "giant", 1664: "gigantic"}
 """timm's words for the widths of CLIP's towers."""
@@ -25,9 +25,7 @@ class _Recipe(NamedTuple):
     state: dict[str, Tensor]
 
 
-def open_clip_image_tower(
-    visual: Any, name: str, *, image_size: int | None = None, drop_path: float = 0.0
-) -> ImageTower:
+def open_clip_image_tower(visual: Any, name: str, *, image_size: int | None = None) -> JointTower:
     """`visual`, the image tower of open_clip's model `name`, in timm's modules, with its weights and its projection.
 
     CLIP's own VisionTransformer with a CLS token, and timm's trunks with a CLS token and a linear layer (EVA-02 CLIP).
@@ -40,8 +38,7 @@ def open_clip_image_tower(
             "with a linear projection behind it, as CLIP (ViT-B-16, ViT-L-14, ...) and EVA-02 CLIP have. Name one of "
             "those, or a timm model with a CLS token as --model."
         )
-    drops = {"drop_path_rate": drop_path} if drop_path else {}
-    model = create_timm_model(recipe.architecture, False, image_size=image_size, **{**recipe.args, **drops})
+    model = create_timm_model(recipe.architecture, False, image_size=image_size, **recipe.args)
     state = {key: tensor.detach() for key, tensor in as_timm_names(recipe.state, model).items()}
     weight = state.pop("head.weight")
     bias = state.pop("head.bias", torch.zeros(len(weight)))
@@ -51,7 +48,7 @@ def open_clip_image_tower(
     seen = visual.preprocess_cfg
     looks = {"mean": seen["mean"], "std": seen["std"], "interpolation": seen["interpolation"], "crop_pct": 1.0}
     model.pretrained_cfg.update(tag=None, hf_hub_id=None, license=None, **looks)
-    return ImageTower(Backbone(model, f"open_clip's {name}"), head)
+    return with_projection(model, f"open_clip's {name}", head)
 
 
 def _recipe(visual: Any) -> _Recipe | None:

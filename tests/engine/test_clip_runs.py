@@ -17,9 +17,12 @@ from timm.models import save_for_hf
 from locfast.engine.run import train
 from locfast.engine.run_folder import RunFolder
 from locfast.errors import UserError
+from locfast.export import export
 from locfast.methods.clip import Clip
-from locfast.models.image_tower import ImageTower
+from locfast.models.image_tower import load_image_tower
+from locfast.models.joint import JointTower
 from locfast.models.text_encoder import TextEncoder
+from locfast.subject import open_subject
 from tests.engine.processes import finish, kill_when, start, start_ranks
 from tests.engine.test_loss_curve import RANKS_AGREE, STEPS
 from tests.engine.toy import losses
@@ -120,28 +123,33 @@ def test_two_ranks_agree_at_a_fixed_temperature_with_a_frozen_text_tower_and_the
 def test_a_step_of_micro_batches_costs_two_forward_passes(given, tmp_path, monkeypatch, micro_batch, passes):
     seen = {"images": 0, "texts": 0}
 
-    def counted(kind: type, name: str) -> None:
-        forward = kind.forward
+    def counted(kind: type, function: str, name: str) -> None:
+        plain = getattr(kind, function)
 
         def count(self: Any, x: torch.Tensor) -> torch.Tensor:
             seen[name] += len(x)
-            return forward(self, x)
+            return plain(self, x)
 
-        monkeypatch.setattr(kind, "forward", count)
+        monkeypatch.setattr(kind, function, count)
 
-    counted(ImageTower, "images")
-    counted(TextEncoder, "texts")
+    counted(JointTower, "embed", "images")
+    counted(TextEncoder, "forward", "texts")
     train(clip_config(**given, out=tmp_path / "run", steps=3, micro_batch=micro_batch))
     assert seen == {"images": 3 * 8 * passes, "texts": 3 * 8 * passes}
 
 
-def test_a_run_on_the_tensors_of_a_timm_model_is_exported_with_its_projection(given, tmp_path):
-    from locfast.engine.run_folder import load_method
-
+def test_an_export_brings_its_projection_to_the_next_run_and_both_towers_to_the_evaluation(given, tmp_path):
     run = train(clip_config(**given, out=tmp_path / "run", model="demo", steps=2))
-    made = load_method(run).artifacts()
-    images = torch.randn(2, 3, *made["backbone"].image_size)
-    assert made["embed"](made["backbone"](images)).shape == (2, 24)
+    subject = open_subject(str(run))
+    images = torch.randn(2, 3, *subject.backbone.image_size)
+    embeddings = subject.embed(subject.backbone(images))
+    assert embeddings.shape == (2, 24)
+    assert subject.text.model == given["text"] and subject.text.tower is not None
+    export(run, tmp_path / "timm", ema=None)
+    plain = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    torch.testing.assert_close(plain(images), embeddings, rtol=1e-4, atol=1e-4 * embeddings.abs().max().item())
+    again = load_image_tower(str(tmp_path / "timm"), 24).eval()
+    torch.testing.assert_close(again(images)[:, 0], embeddings, rtol=1e-4, atol=1e-4 * embeddings.abs().max().item())
     assert "optimiser: timm.optim.lamb.Lamb" in (run / "train.log").read_text()
 
 
@@ -178,7 +186,7 @@ def of_another_width(folder: Path) -> Path:
     ("make", "told"),
     [
         (lambda given, folder: {"data": write_pairs(folder / "bare", captioned=False)}, "has no text"),
-        (lambda given, folder: {"model": str(without_cls(folder / "timm"))}, "has no CLS token"),
+        (lambda given, folder: {"model": str(without_cls(folder / "timm"))}, "needs a CLS token"),
         (lambda given, folder: {"model": str(of_another_width(folder / "timm"))}, "projects to 40 dimensions"),
         (lambda given, folder: {"text": "ViT-B-61"}, "--clip.text ViT-B-61: open_clip .* has no such model"),
         (lambda given, folder: {"clip": {"text_pretrained": "opennai"}}, "--clip.text-pretrained opennai: neither"),
