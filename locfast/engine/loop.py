@@ -61,6 +61,8 @@ class Taken:
     seen: list[MicroBatch]
     names: list[str]
     reading: Reading
+    statistics: list[Tensor]
+    """Running statistics of batch norm from before the step."""
 
 
 @dataclass
@@ -91,6 +93,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.parameters = [p for p in self.method.parameters() if p.requires_grad]
+        norms = [module for module in self.method.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        self.statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
         self.device = self.method.device
         self.meter = Meter(self.plan, self.device, ceiling(self.device, self.precision), self.loader.spent)
         pipeline = Pipeline(self.device.type, self.loader.workers, cores(), self.loader.decoder)
@@ -143,6 +147,7 @@ class Trainer:
         """
         parts: dict[str, Tensor] = {}
         seen: list[MicroBatch] = []
+        statistics = [buffer.clone() for buffer in self.statistics]
         for one in self.rounds(step, batches):
             losses = self.backward(one)
             seen.append(MicroBatch(one.position, one.batch["index"], one.batch["epoch"], losses["loss"]))
@@ -154,7 +159,8 @@ class Trainer:
         sound = means[names.index("loss")].isfinite() & norm.isfinite()
         self.settle()
         rate = learning_rate(step, self.plan.steps, self.config.lr or 0.0, self.warmup, self.optim.final_lr_ratio)
-        self.taken = Taken(step, rate, seen, [*names, "grad_norm"], Reading(torch.cat([means, norm.double()[None]])))
+        reading = Reading(torch.cat([means, norm.double()[None]]))
+        self.taken = Taken(step, rate, seen, [*names, "grad_norm"], reading, statistics)
         if not (gate(self.optimizer, sound) and self.frees_the_host):
             self.check(self.taken)
         set_learning_rate(self.optimizer, rate)
@@ -180,6 +186,8 @@ class Trainer:
     def check(self, taken: Taken) -> dict[str, float]:
         numbers = dict(zip(taken.names, taken.reading.values(), strict=True))
         if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"])):
+            for buffer, before in zip(self.statistics, taken.statistics, strict=True):
+                buffer.copy_(before)
             self.stop(taken.step, taken.seen, numbers)
         return numbers
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from locfast.engine.precision import autocast
 from locfast.errors import UserError
-from locfast.methods.ranks import alone
 from locfast.random import Keys
 
 if TYPE_CHECKING:
@@ -78,8 +77,8 @@ def _each_alone(run: Trainer, positions: Tensor) -> list[int]:
     bad = []
     for batch in run.loader.batches(positions.split(1) if len(positions) else []):
         draw = run.method.draw(Keys(run.config.seed, batch["epoch"], batch["index"]))
-        with alone(), autocast(run.device, run.precision):
-            loss = run.method(batch, draw)["loss"]
+        with autocast(run.device, run.precision):
+            loss = run.method.alone(batch, draw)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         finite = [loss.isfinite(), *(g.isfinite().all() for g in gradients if g is not None)]
         if not bool(torch.stack(finite).all()):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from locfast.config.base import OptimConfig
 from locfast.data.spec import ImageSpec
+from locfast.methods.ranks import alone
 from locfast.models.blocks import is_known_block
 from locfast.models.compiled import compile_blocks
 from locfast.random import Keys
@@ -76,6 +77,11 @@ class Method(nn.Module):
     def forward(self, batch: Batch, draw: Any) -> dict[str, Tensor]:
         """{"loss": scalar with gradient, other names: detached scalars to log}; the mean over the batch's samples."""
         raise NotImplementedError
+
+    def alone(self, batch: Batch, draw: Any) -> Tensor:
+        """The loss of a batch of one image, to find the one that is at fault. No other rank can be asked meanwhile."""
+        with alone():
+            return self(batch, draw)["loss"]
 
     looks_ahead: bool = False
     """Whether a step of several micro-batches must be seen whole before the first of them gives a gradient."""

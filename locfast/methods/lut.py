@@ -120,6 +120,14 @@ class LUT(Method):
             "spread": spread(self._summary(masked[0].tokens, masked[0].patches)),
         }
 
+    def alone(self, batch: Batch, draw: Draw) -> Tensor:
+        """In eval mode: one image has no statistics of its own, and no negatives."""
+        was_training = self.training
+        try:
+            return self.eval()(batch, draw)["loss"]
+        finally:
+            self.train(was_training)
+
     def encode(self, images: Tensor, visible: Tensor, rebuild: bool) -> Masked:
         """A masked view, images [B, 3, H, W] and visible [B, N] bool, through the encoder; rebuild: then to pixels."""
         kept = masks.indices(visible, self.units.patches(self.num_visible))

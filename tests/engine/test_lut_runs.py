@@ -134,6 +134,20 @@ def test_what_cannot_run_is_told_before_there_is_a_run_folder(fields, told, tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("form", ["paper", "info_nce"])
+def test_a_step_that_is_not_finite_leaves_statistics_and_momentum_encoder_as_they_were(form, tmp_path):
+    """The step's forward pass has put NaN into the running statistics by then, and images are tried one by one."""
+    run, ranks = tmp_path / "run", start_ranks(_config(tmp_path / "run", form, lr=1e25), tmp_path / "out", 2)
+    assert finish(*ranks) == [2, 2]
+    told = (tmp_path / "out.0").read_text()
+    assert re.search(r"Step 2 is not finite: loss nan.*which are not finite alone either", told.replace("\n", " "))
+    saved = {file.name: load_file(file) for file in (run / "nonfinite" / "step-00000001").glob("*.safetensors")}
+    before = {file.name: load_file(file) for file in (run / "checkpoints" / "step-00000001").glob("*.safetensors")}
+    assert saved.keys() == before.keys() and any(name.endswith("running_mean") for name in saved["model.safetensors"])
+    for kind, tensors in before.items():
+        assert [name for name in tensors if not torch.equal(tensors[name], saved[kind][name])] == []
+
+
 def test_resuming_with_another_form_is_refused(alone, tmp_path):
     run = train(_config(tmp_path / "run", steps=2))
     with pytest.raises(UserError, match="lut.form was paper, now reference"):
