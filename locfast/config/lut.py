@@ -48,7 +48,7 @@ class LUTConfig(MethodConfig):
     norm_pix: bool | None = None
     """Rebuild each patch's pixels less their mean, over their deviation. Default: yes, but not for mask_tokens."""
     context_weight: float | None = None
-    """Weight of the context loss. Default: 0.25, and 1.0 up to ViT-S (width 384)."""
+    """Weight of the context loss; 0: none, and no second view, i.e. MAE. Default: 0.25, and 1.0 up to ViT-S (384)."""
     predictor: bool = True
     """A second MLP behind the encoder's head, without which encoder and momentum encoder have equal heads."""
     momentum: float = 0.996
@@ -98,8 +98,8 @@ class LUTConfig(MethodConfig):
             f"{self.hidden_share}; use --lut.form paper",
         )
         check(
-            self.context_weight is None or self.context_weight > 0,
-            f"context_weight must be positive, got {self.context_weight}",
+            self.context_weight is None or self.context_weight >= 0,
+            f"context_weight must not be negative, got {self.context_weight}",
         )
         for name in ("momentum", "momentum_final"):
             value = getattr(self, name)

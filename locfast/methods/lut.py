@@ -66,12 +66,12 @@ class LUT(Method):
             raise UserError(
                 f"context_tokens cls was asked for, but {model} has no CLS token; use --lut.context-tokens pooled"
             )
+        width = encoder.embed_dim
+        self.weight = (1.0 if width <= 384 else 0.25) if config.context_weight is None else config.context_weight
         self.units = MaskUnits(model, encoder.grid, config.unit)
         self.num_visible = self.units.visible(config.hidden_share, "lut.mask-ratio", True, len(self._pairs))
         self.num_target = self.units.visible(config.target_mask_ratio, "lut.target-mask-ratio", False)
-        width = encoder.embed_dim
-        self.weight = config.context_weight or (1.0 if width <= 384 else 0.25)
-        kinds = ("context", "token") if config.supervision == "both" else (config.supervision,)
+        kinds = {"both": ["context", "token"]}.get(config.supervision, [config.supervision]) if self.weight else []
         with seeded(seed):
             if scratch:
                 start_from_scratch(encoder)
@@ -99,26 +99,28 @@ class LUT(Method):
     @property
     def _followed(self) -> dict[str, nn.Module]:
         """What the momentum encoder is a moving average of; decoder and predictors are the encoder's alone."""
-        return {"encoder": self.encoder, "heads": self.heads}
+        return {"encoder": self.encoder, "heads": self.heads} if self.weight else {}
 
     @property
     def _pairs(self) -> list[tuple[str, str]]:
         """(view that is masked, view that gives its context), the one that is rebuilt first."""
-        return [(IMAGE, CONTEXT)] if self.config.form == "paper" else [(IMAGE, CONTEXT), (CONTEXT, IMAGE)]
+        one_way = self.config.form == "paper" or not self.weight
+        return [(IMAGE, CONTEXT)] if one_way else [(IMAGE, CONTEXT), (CONTEXT, IMAGE)]
 
     def forward(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         """Equation 3, L_MIM + alpha L_BC: means over images; of the one, over hidden patches and their pixels too."""
         views = batch["views"]
         masked = [self.encode(views[own], draw.visible[:, i], i == 0) for i, (own, _) in enumerate(self._pairs)]
-        whole = [self.look_at(views[other], draw.target_visible, i) for i, (_, other) in enumerate(self._pairs)]
         reconstruction = self.reconstruction(masked[0], views[IMAGE], draw.visible[:, 0])
-        context = torch.stack([self.context(*pair) for pair in zip(masked, whole, strict=True)]).mean()
-        return {
-            "loss": reconstruction + self.weight * context,
+        parts = {
             "loss/reconstruction": reconstruction.detach(),
-            "loss/context": context.detach(),
             "spread": spread(self._summary(masked[0].tokens, masked[0].patches)),
         }
+        if not self.weight:
+            return {"loss": reconstruction, **parts}
+        whole = [self.look_at(views[other], draw.target_visible, i) for i, (_, other) in enumerate(self._pairs)]
+        context = torch.stack([self.context(*pair) for pair in zip(masked, whole, strict=True)]).mean()
+        return {"loss": reconstruction + self.weight * context, "loss/context": context.detach(), **parts}
 
     def alone(self, batch: Batch, draw: Draw) -> Tensor:
         """In eval mode: one image has no statistics of its own, and no negatives."""
@@ -175,14 +177,15 @@ class LUT(Method):
         return Draw(visible, self.units.draw_apart(keys, self.num_target, streams))
 
     def after_step(self, step: int, steps: int) -> None:
-        momentum = momentum_at(step, steps, self.config.momentum, self.config.last_momentum)
-        self.momentum.follow(self._followed, momentum)
+        if self.weight:
+            momentum = momentum_at(step, steps, self.config.momentum, self.config.last_momentum)
+            self.momentum.follow(self._followed, momentum)
 
     def seen(self, batch: Batch, draw: Draw) -> dict[str, Seen]:
-        shown: dict[str, dict[str, Tensor]] = {IMAGE: {}, CONTEXT: {}}
+        shown: dict[str, dict[str, Tensor]] = {name: {} for name in batch["views"]}
         for i, (own, other) in enumerate(self._pairs):
             shown[own]["visible"] = draw.visible[:, i]
-            if draw.target_visible is not None:
+            if draw.target_visible is not None and self.weight:
                 shown[other]["target"] = draw.target_visible[:, i]
         return {name: self._seen(batch["views"][name], some) for name, some in shown.items()}
 
@@ -216,11 +219,12 @@ class LUT(Method):
         crop: dict[str, Any] = {"crop": config.crop, "flip": config.flip}
         if config.crop == "random_resized":
             crop["scale"] = config.crop_scale
-        return ImageSpec({IMAGE: self._view(**crop), CONTEXT: self._view(**crop, color=config.color)})
+        views = {IMAGE: self._view(**crop), CONTEXT: self._view(**crop, color=config.color)}
+        return ImageSpec(views if self.weight else {IMAGE: views[IMAGE]})
 
     def validation_spec(self) -> ImageSpec:
         crop = {"crop": "center", "crop_pct": self.encoder.crop_pct}
-        return ImageSpec({IMAGE: self._view(**crop), CONTEXT: self._view(**crop)})
+        return ImageSpec({name: self._view(**crop) for name in self.image_spec().views})
 
     def _view(self, **policy: Any) -> View:
         encoder = self.encoder

@@ -385,7 +385,7 @@ def test_a_run_is_told_what_batch_norm_sees() -> None:
         ({"crop_scale": (0.5, 0.2)}, "smaller one first"),
         ({"momentum": 1.5}, "momentum must lie in"),
         ({"temperature": 0.0}, "temperature must be positive"),
-        ({"context_weight": 0.0}, "context_weight must be positive"),
+        ({"context_weight": -0.1}, "context_weight must not be negative"),
         ({"form": "papr"}, "form must be one of paper, reference"),
         ({"model": "beit_base_patch16_224"}, "has no absolute position embeddings"),
     ],
@@ -432,3 +432,18 @@ def test_the_context_loss_is_two_minus_two_cosines() -> None:
         distance(p, t, "smooth_l1", 1.0, False), torch.where(gap < 1, gap**2 / 2, gap - 0.5).mean()
     )
     assert spread(p[:1].expand(5, -1)) < 1e-6 and spread(torch.cat([p, -p])) > 0.99
+
+
+def test_a_context_weight_of_zero_is_masked_autoencoding_alone() -> None:
+    """The same encoder, decoder and masks, one view, nothing that follows, and every weight has its gradient."""
+    method, whole = make(context_weight=0.0), make()
+    given, draw = batch(), whole.draw(keys())
+    alone = method({"views": {"image": given["views"]["image"]}}, draw)
+    assert torch.equal(alone["loss"], whole(given, draw)["loss/reconstruction"])
+    assert torch.equal(method.draw(keys()).visible, draw.visible)
+    assert list(method.image_spec().views) == list(method.validation_spec().views) == ["image"]
+    assert not list(method.momentum.parameters()) and "loss/context" not in alone
+    alone["loss"].backward()
+    assert all(parameter.grad is not None for parameter in method.parameters() if parameter.requires_grad)
+    method.after_step(1, 3)
+    assert list(method.seen({"views": {"image": given["views"]["image"]}}, draw)) == ["image"]
