@@ -20,11 +20,11 @@ from tests.engine.test_loss_curve import RANKS_AGREE
 from tests.engine.toy import losses
 
 STEPS = 20
-SMALL = {"head_width": 64, "decoder_depth": 1, "decoder_width": 32, "decoder_heads": 4, "crop": "random_resized"}
+SMALL = {"head_width": 64, "decoder_depth": 1, "decoder_width": 32, "decoder_heads": 4}
 FORMS = {
-    "paper": LUTConfig(**SMALL, color=None, optim=LUTOptim(warmup_epochs=0)),
-    "reference": LUTConfig(**SMALL, color=None, optim=LUTOptim(warmup_epochs=0), form="reference"),
-    "info_nce": LUTConfig(**SMALL, color=None, optim=LUTOptim(warmup_epochs=0), distance="info_nce", steer="all"),
+    "paper": LUTConfig(**SMALL, optim=LUTOptim(warmup_epochs=0)),
+    "reference": LUTConfig(**SMALL, optim=LUTOptim(warmup_epochs=0), form="reference", crop="random_resized"),
+    "info_nce": LUTConfig(**SMALL, optim=LUTOptim(warmup_epochs=0), distance="info_nce", steer="all"),
 }
 
 
