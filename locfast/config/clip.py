@@ -13,18 +13,23 @@ MAX_SCALE = 100.0
 """What cosines are multiplied with at most, as in CLIP: a temperature of 0.01."""
 
 
-def lamb() -> OptimConfig:
-    """LAMB with weight decay 0.05 on matrices, and a cosine to zero."""
-    return OptimConfig(
-        name="lamb",
-        betas=(0.9, 0.98),
-        eps=1e-6,
-        weight_decay=0.05,
-        decay_all=False,
-        clip=1.0,
-        warmup_epochs=0.1,
-        final_lr_ratio=0.0,
-    )
+@dataclass(frozen=True, kw_only=True)
+class ClipOptim(OptimConfig):
+    """LAMB with weight decay 0.05 on matrices, and a cosine to zero (UTA, appendix A.1)."""
+
+    name: str = "lamb"
+    """Any optimiser name of timm's factory (adamw, lamb, fusedadamw, ...)."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    weight_decay: float = 0.05
+    decay_all: bool = False
+    """Decay every tensor; False spares biases, norms and other one-dimensional tensors."""
+    clip: float | None = 1.0
+    """Maximum global gradient norm; None for no clipping."""
+    warmup_epochs: float = 0.1
+    """Linear warm-up from zero, in epochs."""
+    final_lr_ratio: float = 0.0
+    """The cosine ends at this fraction of the peak learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +63,7 @@ class ClipConfig(MethodConfig):
     """Area of a random crop, as a share of the image."""
     flip: bool = False
     """Mirror half of the images; captions that say left or right are then wrong."""
-    optim: OptimConfig = field(default_factory=lamb)
+    optim: ClipOptim = field(default_factory=ClipOptim)
     """Optimiser and schedule."""
 
     def __post_init__(self) -> None:

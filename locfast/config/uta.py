@@ -11,24 +11,28 @@ Objective = Literal["uta", "distillation", "mim", "uta_mim"]
 ExactMasking = Literal["reversed_block", "block", "random"]
 
 
-def _optim() -> OptimConfig:
-    # weight decay, warm-up and the last rate: section 3; betas, eps and clip: EVA-02's pre-training
-    return OptimConfig(
-        betas=(0.9, 0.98),
-        eps=1e-6,
-        weight_decay=0.05,
-        decay_all=False,
-        clip=3.0,
-        warmup_epochs=1.0,
-        final_lr_ratio=1e-5 / 1.5e-3,
-    )
+@dataclass(frozen=True, kw_only=True)
+class UTAOptim(OptimConfig):
+    """UTA's optimiser. Weight decay, warm-up and the last rate are section 3's; betas, eps and clip EVA-02's."""
+
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    weight_decay: float = 0.05
+    decay_all: bool = False
+    """Decay every tensor; False spares biases, norms and other one-dimensional tensors."""
+    clip: float | None = 3.0
+    """Maximum global gradient norm; None for no clipping."""
+    warmup_epochs: float = 1.0
+    """Linear warm-up from zero, in epochs."""
+    final_lr_ratio: float = 1e-5 / 1.5e-3
+    """The cosine ends at this fraction of the peak learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UTAConfig(MethodConfig):
     """UTA: unmasked token alignment (section 2.2)."""
 
-    optim: OptimConfig = field(default_factory=_optim)
+    optim: UTAOptim = field(default_factory=UTAOptim)
     """Optimiser and schedule."""
     teacher: str | None = None
     """Frozen CLIP image tower, which must be given: a name, folder or file as --model takes, or open_clip:NAME@TAG
