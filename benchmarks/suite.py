@@ -40,6 +40,8 @@ TESTS = (
     "tests/models/test_fp8.py",
     "tests/models/test_teacher_pass.py",
     "tests/methods/test_maskembed_step.py",
+    "tests/methods/test_clip_stand_in.py",
+    "tests/methods/test_exact_masks.py",
     "tests/engine/test_no_wait.py",
 )
 STEPS = (
@@ -51,6 +53,9 @@ STEPS = (
     Step("reconstruction_loss", ("benchmarks/reconstruction_loss.py",)),
     Step("teacher", ("benchmarks/teacher.py",), share=0.5),
     Step("step", ("benchmarks/step.py",)),
+    Step("step_uta", ("benchmarks/step.py", "--method", "uta"), share=0.5),
+    Step("step_lut", ("benchmarks/step.py", "--method", "lut"), share=0.5),
+    Step("lut_forms", ("benchmarks/lut_forms.py",), share=0.5),
     Step("input", ("benchmarks/input.py",), share=0.5),
     Step("optimizers", ("benchmarks/optimizers.py",)),
     Step("product", (*TESTS, "-m", "slow"), takes_options=False),

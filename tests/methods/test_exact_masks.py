@@ -73,3 +73,11 @@ def test_indices_are_those_of_the_visible_patches_in_order() -> None:
     found = masks.indices(visible, 154)
     for row, mask in zip(found, visible, strict=True):
         assert torch.equal(row, mask.nonzero()[:, 0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_are_the_same_bits_on_a_gpu(kind: str) -> None:
+    there = masks.exact(keys(1000).to("cuda"), GRID, 154, kind)
+    assert torch.equal(there.cpu(), masks.exact(keys(1000), GRID, 154, kind))
+    assert torch.equal(masks.indices(there, 154).cpu(), masks.indices(there.cpu(), 154))
