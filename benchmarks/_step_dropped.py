@@ -30,6 +30,11 @@ CASES = {
     "lut": {"B/16@224": ("vit_base_patch16_224", {}, 256), "L/16@224": ("vit_large_patch16_224", {}, 128)},
 }
 """Method -> case -> backbone, the method's own fields, micro-batch on a GPU."""
+ON_CPU = {
+    "uta": {"S/14@224": ("eva02_small_patch14_224", {"teacher": "vit_small_patch14_dinov2", "projection": "none"}, 8)},
+    "lut": {"S/16@224": ("vit_small_patch16_224", {}, 8)},
+}
+"""A teacher of the student's size: EVA-01's giant has no place here."""
 SMOKE = {
     "uta": {"T/16@224": ("vit_tiny_patch16_224", {"teacher": "vit_tiny_patch16_224"}, 8)},
     "lut": {"T/16@224": ("vit_tiny_patch16_224", {"decoder_width": 192, "decoder_depth": 2, "decoder_heads": 3}, 8)},
@@ -39,7 +44,8 @@ REPEATS = 9
 
 def measure(bench: Bench, method_name: str, only: list[str] | None) -> None:
     """Rows of one method's cases: the backbone on all tokens and on kept ones, and the whole step."""
-    for name, (model, fields, size) in (SMOKE if bench.smoke else CASES)[method_name].items():
+    cases = SMOKE if bench.result.smoke else ON_CPU if bench.device.type == "cpu" else CASES
+    for name, (model, fields, size) in cases[method_name].items():
         if name not in (only or [name]):
             continue
         if time.monotonic() > bench.deadline:
@@ -80,7 +86,7 @@ def shown(draw: Any) -> Tensor:
 
 
 def timed(bench: Bench, case: str, runs: dict[str, Callable[[], object]]) -> None:
-    """One row each; the note of kept tokens holds time and FLOPs as shares of all tokens', and their quotient."""
+    """One row each, of runs in turns; the note of kept tokens holds time and FLOPs as shares of all tokens', and their quotient."""
     flops = {}
     for who, run in runs.items():
         with FlopCounterMode(display=False) as counter:

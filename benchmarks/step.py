@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from _harness import Bench, first_line, parser
-from _results import Row
+from _results import RESULTS, Row
 from _step_dropped import CASES as DROPPED
 from _step_dropped import measure as measure_dropped
 from _step_flops import Shape, step_flops
@@ -88,7 +88,10 @@ def main() -> None:
     options.add_argument("--profile", action="store_true", help="print the kernels that take most of a step, too")
     args = options.parse_args()
     if args.method != "maskembed":
+        if not args.smoke:
+            args.out = args.out or RESULTS  # ratios of runs in turns are a claim on a CPU too
         bench = Bench(f"step_{args.method}", [*DROPPED_SOURCES, f"locfast/methods/{args.method}.py"], args)
+        bench.result.smoke = args.smoke
         measure_dropped(bench, args.method, args.only)
         return bench.finish()
     if unknown := set(args.only or ()) - {*CASES, *SMOKE}:
