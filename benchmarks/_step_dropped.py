@@ -86,7 +86,7 @@ def shown(draw: Any) -> Tensor:
 
 
 def timed(bench: Bench, case: str, runs: dict[str, Callable[[], object]]) -> None:
-    """One row each, of runs in turns; kept tokens get a note: shares of time and FLOPs of all tokens, and their quotient."""
+    """One row each, of runs in turns; kept tokens get a note: their shares of the time and of the FLOPs."""
     flops = {}
     for who, run in runs.items():
         with FlopCounterMode(display=False) as counter:
