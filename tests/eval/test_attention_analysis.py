@@ -61,6 +61,13 @@ def test_uniform_attention_reaches_the_mean_distance_of_the_grid(grid: tuple[int
     assert found.to_prefix.abs().max() < 1e-5
 
 
+def test_autocast_does_not_round_distances() -> None:
+    attention = torch.full((1, 1, 197, 197), 1 / 197)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = reach(attention, pairwise_distances((14, 14)))
+    assert all(map(torch.equal, found, reach(attention, pairwise_distances((14, 14)))))
+
+
 def test_two_patches_side_by_side_are_half_an_image_apart() -> None:
     assert pairwise_distances((1, 2)).tolist() == [[0, 0.5], [0.5, 0]]
     assert pairwise_distances((2, 2))[0, 3].item() == pytest.approx(math.sqrt(0.5))
