@@ -68,7 +68,10 @@ def fix_positions(backbone: Backbone) -> Backbone:
     position = getattr(backbone.model, "pos_embed", None)
     if not isinstance(position, nn.Parameter) or backbone.embed_dim % 4:
         why = f"a width of {backbone.embed_dim}" if backbone.embed_dim % 4 else "no absolute position embeddings"
-        raise UserError(f"fixed sin-cos positions were asked for, but {backbone.name} has {why}; use the model's own")
+        raise UserError(
+            f"fixed sin-cos positions, the default from scratch, do not fit {backbone.name}, which has {why}; use the "
+            "model's own: --lut.positions model"
+        )
     patches = sincos_positions(backbone.grid, backbone.embed_dim)
     position.zero_()
     position[0, -len(patches) :] = patches

@@ -387,7 +387,10 @@ def test_a_run_is_told_what_batch_norm_sees() -> None:
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"context_weight": -0.1}, "context_weight must not be negative"),
         ({"form": "papr"}, "form must be one of paper, reference"),
-        ({"model": "beit_base_patch16_224"}, "has no absolute position embeddings"),
+        (
+            {"model": "beit_base_patch16_224"},
+            "has no absolute position embeddings; use the model's own: --lut.positions",
+        ),
     ],
     ids=lambda value: ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )
