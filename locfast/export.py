@@ -65,6 +65,7 @@ def export(
     decoder, and where the target cannot hold the architecture.
     """
     from locfast.config.files import read_yaml
+    from locfast.config.registry import method_config
     from locfast.engine import checkpoint
     from locfast.engine.run_folder import RunFolder, load_method
     from locfast.models.model_card import describe_run
@@ -77,12 +78,13 @@ def export(
     artifacts = method.artifacts()
     averaged = ema is not False and bool(found.tensors("ema"))
     softcap, backbone = artifacts.get("softcap"), artifacts["backbone"]
-    images = None
+    images, config = None, folder.read_config()
     if softcap is not None or to != "timm":  # something is measured on them
-        images = _some_images(folder.read_config(), method, backbone.image_size)
+        images = _some_images(config, method, backbone.image_size)
+    from_scratch = method_config(config).from_scratch or not config.pretrained
     given = {
         "softcap": softcap,
-        "card": describe_run(read_yaml(folder.config), folder.read_metrics(), found.step, averaged),
+        "card": describe_run(read_yaml(folder.config), folder.read_metrics(), found.step, averaged, from_scratch),
         "images": images,
     }
     lines = _write(to, artifacts, out, adapter, llm_width, given)

@@ -28,9 +28,14 @@ TRAINED_JOINTLY = "Its head projects every token into a space that it shares wit
 
 NOT_KEPT = """## What is not kept
 
-Zero-shot classification and retrieval, where the base model had them. MaskEmbed trains patch tokens, not the path from
-a pooled image embedding to the text tower, and no text tower is retrained to follow. A projection or a pooling head of
+Zero-shot classification and retrieval, where the base model had them. Nothing in the training keeps the path from a
+pooled image embedding to the text tower, and no text tower is retrained to follow. A projection or a pooling head of
 the base model, put on these features, means nothing."""
+
+NEVER_HAD = """## What it cannot do
+
+Zero-shot classification and retrieval: it began with random weights, and nothing in the training tied it to texts. A
+head of the pretrained model of this architecture, put on these features, means nothing."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,16 @@ class Target:
     sections: list[str]
 
 
-def describe_run(config: dict[str, Any], metrics: list[dict[str, Any]], step: int, averaged: bool) -> dict[str, Any]:
+def describe_run(
+    config: dict[str, Any],
+    metrics: list[dict[str, Any]],
+    step: int,
+    averaged: bool,
+    from_scratch: bool = False,
+) -> dict[str, Any]:
     """Facts for a model card. config: the run's, as plain values; metrics: the lines of metrics.jsonl; step: at which
-    the exported weights were taken; averaged: whether they are the moving average."""
+    the exported weights were taken; averaged: whether they are the moving average; from_scratch: whether they began as
+    random ones, so that no licence comes with them."""
     last: dict[str, float] = {}
     for line in metrics:
         if line.get("step", 0) <= step:
@@ -56,6 +68,7 @@ def describe_run(config: dict[str, Any], metrics: list[dict[str, Any]], step: in
         "weights": "exponential moving average" if averaged else "of the last step",
         "metrics": last,
         "config": config,
+        "from_scratch": from_scratch,
     }
 
 
@@ -71,16 +84,18 @@ def write_model_card(
 ) -> None:
     """Write the card of `plain`, the timm model exported from `backbone`. `without_cap` is the relative L2 between its
     features without and with the cap, measured on `measured_on`. target: where the export is for another loader."""
-    facts = {key: value for key, value in card.items() if key not in ("metrics", "config") and value is not None}
-    joint = bool(plain.num_classes)
+    apart = ("metrics", "config", "from_scratch")
+    facts = {key: value for key, value in card.items() if key not in apart and value is not None}
+    joint, from_scratch = bool(plain.num_classes), bool(card.get("from_scratch"))
+    origin = "architecture, from random weights" if from_scratch else "base model"
     sections = [
         _front_matter(plain, target.library if target else "timm"),
         f"# {_title(backbone, facts)}\n\nA Vision Transformer backbone, written by locfast {__version__} on "
         f"{datetime.date.today().isoformat()}. {TRAINED_JOINTLY if joint else TRAINED_LOCALLY}",
         *(target.sections if target else [_loading(plain), _softcap(softcap, without_cap, measured_on)]),
-        JOINT if joint else NOT_KEPT,
+        JOINT if joint else NEVER_HAD if from_scratch else NOT_KEPT,
         _images(backbone),
-        "## Training\n\n" + _table({"base model": backbone.name, **facts}),
+        "## Training\n\n" + _table({origin: backbone.name, **facts}),
     ]
     if card.get("metrics"):
         sections.append("## Metrics\n\nThe last values that the run logged.\n\n" + _table(card["metrics"]))
@@ -89,7 +104,7 @@ def write_model_card(
         sections.append(f"## Configuration\n\n```yaml\n{values}```")
     versions = {"locfast": __version__, "torch": torch.__version__, "timm": timm.__version__}
     sections.append("## Versions\n\n" + _table({**versions, "python": platform.python_version()}))
-    sections.append(_licence(plain))
+    sections.append(_licence(plain, from_scratch))
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
@@ -194,7 +209,12 @@ def _images(backbone: Backbone) -> str:
     return "## Images and tokens\n\n" + _table(facts)
 
 
-def _licence(plain: Any) -> str:
+def _licence(plain: Any, from_scratch: bool) -> str:
+    if from_scratch:
+        return (
+            "## Licence\n\nThese weights derive from no others: they began as random ones. Who trained them says how "
+            "they may be used, within what the data allow. locfast itself is under Apache-2.0."
+        )
     known = plain.pretrained_cfg.get("license")
     terms = f"timm states `{known}` for them" if known else "this file does not know it: look where they came from"
     return (

@@ -167,3 +167,6 @@ def test_an_export_is_a_plain_vit_with_fixed_positions(alone, tmp_path):
     )
     assert model.pretrained_cfg["mean"] == [0.485, 0.456, 0.406]
     assert not model.pos_embed[0, 0].any()
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "derive from no others" in card and "| architecture, from random weights |" in card
+    assert "MaskEmbed" not in card and "base model" not in card
