@@ -76,29 +76,30 @@ def open_subject(
 
 
 def open_start(run: str) -> Subject:
-    """The model that a run began with: its --model, or the towers of the open_clip model that its method trained.
+    """The model that a run began with: its --model, what its method made of that from scratch, or CLIP's own towers.
 
+    From scratch, these are the very weights, positions and colours of the run's first step, and the name says so.
     Raises UserError as `open_subject` does.
     """
     from locfast.config.registry import method_config
     from locfast.engine.run_folder import RunFolder
-
-    config = RunFolder(Path(run)).read_config()
-    how = start_of(config)
-    if config.model != OPEN_CLIP:
-        return open_subject(config.model, **how)
     from locfast.methods import create_method
 
-    made = create_method(config.method, method_config(config), model=config.model, **how).artifacts()
-    return _subject(made, made["backbone"].name)
+    config = RunFolder(Path(run)).read_config()
+    fields = method_config(config)
+    how: dict[str, Any] = {"image_size": config.image_size, "seed": config.seed}
+    how["pretrained"] = config.pretrained and not fields.from_scratch
+    if not own_start(config):
+        return open_subject(config.model, **how)
+    made = create_method(config.method, fields, model=config.model, **how).artifacts()
+    return _subject(made, made["backbone"].name + (" (random weights)" if fields.from_scratch else ""))
 
 
-def start_of(config: TrainConfig) -> dict[str, Any]:
-    """How `open_subject` opens the model that a run of `config` began with; its name is `config.model`."""
+def own_start(config: TrainConfig) -> bool:
+    """Whether a run of `config` began with a model that its method made, and not with `config.model` as it is."""
     from locfast.config.registry import method_config
 
-    pretrained = config.pretrained and not method_config(config).from_scratch
-    return {"pretrained": pretrained, "image_size": config.image_size, "seed": config.seed}
+    return config.model == OPEN_CLIP or method_config(config).from_scratch
 
 
 def _subject(made: Mapping[str, Any], name: str) -> Subject:

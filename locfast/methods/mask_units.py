@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +50,7 @@ class MaskUnits:
 
         flag: what to name in the UserError for a share that does not allow it.
         """
-        visible = round(self.count * (1 - hidden_share))
+        visible = math.floor(self.count * (1 - hidden_share) + 1e-6)  # as MAE; SimMIM rounds up what it hides
         if 0 < visible * times <= self.count - (some_hidden and times == 1):
             return visible
         disjoint = " twice over" if times > 1 else ""

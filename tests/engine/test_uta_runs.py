@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from locfast.config.base import TrainConfig
@@ -13,6 +14,7 @@ from locfast.config.uta import UTAConfig
 from locfast.engine.run import train
 from locfast.engine.run_folder import load_method
 from locfast.errors import UserError
+from locfast.subject import open_start
 from tests.engine.processes import finish, kill_when, start, start_ranks
 from tests.engine.test_loss_curve import RANKS_AGREE
 from tests.engine.toy import losses
@@ -71,3 +73,12 @@ def test_bad_input_is_told_before_there_is_a_run_folder(tmp_path):
     with pytest.raises(UserError, match="tokens are aligned place by place"):
         train(_config(tmp_path / "run", image_size=64))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_from_scratch_is_set_against_its_own_first_weights(alone):
+    start, made = open_start(str(alone)), load_method(train(_config(alone.parent / "one", steps=1, lr=1e-30)))
+    assert start.name == "demo (random weights)"
+    own = made.artifacts()["backbone"].state_dict()
+    for name, tensor in start.backbone.state_dict().items():
+        assert torch.allclose(tensor, own[name], atol=1e-7), name
+    assert (start.backbone.mean, start.backbone.std) == (made.teacher.mean, made.teacher.std)

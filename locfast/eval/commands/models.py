@@ -9,7 +9,7 @@ from typing import Any
 
 from locfast.engine.run_folder import RunFolder
 from locfast.errors import UserError
-from locfast.subject import OPEN_CLIP, Subject, open_start, open_subject, start_of
+from locfast.subject import Subject, open_start, open_subject, own_start
 
 
 class Models:
@@ -53,8 +53,8 @@ class Models:
     def _open_start(self, run: str) -> str:
         """What a run is set against: the model that it started from."""
         config = RunFolder(Path(run)).read_config()
-        how = start_of(config)
-        key = _key(config.model, how) if config.model != OPEN_CLIP else (OPEN_CLIP, run)
+        how = {"pretrained": config.pretrained, "image_size": config.image_size, "seed": config.seed}
+        key = (run, "start") if own_start(config) else _key(config.model, how)
         return self._keep(key, config.model, lambda: open_start(run))
 
     def _keep(self, key: tuple[Any, ...], given: str, open_it: Callable[[], Subject]) -> str:
