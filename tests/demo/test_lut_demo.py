@@ -47,7 +47,7 @@ def test_a_run_holds_its_figures(run) -> None:
 def test_the_baseline_is_the_same_run_but_for_the_context() -> None:
     config = parse_train(["--method", "lut", "--seed", "3"])
     plain = without_context(config)
-    assert (plain.seed, plain.steps, plain.lut.context_weight, config.lut.context_weight) == (3, config.steps, 0, 0.25)
+    assert (plain.seed, plain.steps, plain.lut.context_weight, config.lut.context_weight) == (3, config.steps, 0, 1.0)
 
 
 def test_a_run_that_is_there_is_not_touched(run) -> None:
