@@ -105,15 +105,20 @@ def exact(keys: Keys, grid: tuple[int, int], count: int, kind: str) -> Tensor:
     the image are hidden or, with probability 0.5, all but them are; then patches are hidden or revealed uniformly until
     the count is right. Each place is hidden with the same probability then, at any count: half of the rectangles' odds
     and half of the others' make one half, and the last step treats all alike. (Growing the reversed rectangles to the
-    complement of the count instead would not be flat.) UTA, section 2.2 and table 8.
+    complement of the count instead would not be flat.) An odd number of patches has no half, and the last step changes
+    more of one side than of the other; the probability of reversal, (N - 1) / 2N or (N + 1) / 2N, makes up for it. UTA,
+    section 2.2 and table 8.
     """
     patches = grid[0] * grid[1]
     if kind == "random":
         return exactly(keys, torch.ones(len(keys), patches, dtype=torch.bool, device=keys.index.device), count)
     if kind == "block":
         return ~grow_blocks(keys, grid, patches - count)
-    covered = grow_blocks(keys, grid, patches // 2)
-    reverse = uniform(keys, "visible.reverse", 1) < 0.5
+    half = patches // 2
+    covered = grow_blocks(keys, grid, half)
+    # what is visible at first has `half` patches or, reversed, the rest; the odds by which a place keeps its state in
+    # the last step go with the number of those that may change, and these probabilities cancel them
+    reverse = uniform(keys, "visible.reverse", 1) < (half if count > half else patches - half) / patches
     return exactly(keys, covered ^ reverse, count)
 
 
