@@ -58,6 +58,9 @@ def test_a_line_is_an_image_and_its_captions(folder):
     ("line", "told"),
     [
         ('{"image": "000.jpg", "text": "a"', "found line 2 wrong: no JSON ("),
+        ("[" * 100_000, "found line 2 wrong: no JSON ("),
+        ('{"image": "\\ud800.jpg", "text": "a"}', "found line 2 wrong: half of a surrogate pair"),
+        ('{"image": "000.jpg", "text": "a \\ud83d"}', "found line 2 wrong: half of a surrogate pair"),
         ('["000.jpg", "a"]', 'no object but ["000.jpg", "a"]'),
         ('{"file": "000.jpg", "text": "a"}', 'no "image" among its keys (file, text)'),
         ('{"image": 7, "text": "a"}', '"image" is 7'),

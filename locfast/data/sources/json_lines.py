@@ -77,7 +77,7 @@ def _pair(line: str) -> tuple[str, list[str]]:
     """The image and the captions of a line. Raises ValueError that says what is wrong."""
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"no JSON ({error})") from None
     if not isinstance(value, dict):
         raise ValueError(f"no object but {_shown(value)}")
@@ -89,6 +89,10 @@ def _pair(line: str) -> tuple[str, list[str]]:
     for text in texts:
         if not isinstance(text, str):
             raise ValueError(f'"text" holds {_shown(text)}, which is no string')
+    try:
+        "".join((image, *texts)).encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair, which neither file names nor tokenizers take") from None
     return image, [stripped for text in texts if (stripped := text.strip())]
 
 
