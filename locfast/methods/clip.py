@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from locfast.config.clip import MAX_SCALE, ClipConfig
 from locfast.data.spec import ImageSpec, Record, View
+from locfast.errors import UserError
 from locfast.kernels import _backend
 from locfast.kernels.region_contrastive_loss import region_contrastive_loss
 from locfast.methods import ranks
@@ -173,6 +174,11 @@ class Clip(Method):
 
     def check(self, device: torch.device, dtype: torch.dtype) -> None:
         _backend.check("region_contrastive_loss", device, dtype)
+
+    def notes(self, micro_batch: int, ranks: int, accumulation: int) -> list[str]:
+        if micro_batch * ranks * accumulation == 1:
+            raise UserError("--batch-size 1: a pair alone has no other to be told from, and the loss is always 0.")
+        return []
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         config, optim = self.config, self.optim

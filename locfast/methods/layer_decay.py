@@ -12,7 +12,19 @@ Named = Iterable[tuple[str, Tensor]]
 
 BLOCK = re.compile(r"(?:^|\.)(?:blocks|resblocks|layers|layer|block|h)\.(\d+)\.")
 """What open_clip, timm and transformers call a list of blocks."""
-BELOW = ("patch_embed", "token", "pos_embed", "positional", "embeddings", "norm_pre", "cls_emb", "rope", "wte", "wpe")
+BELOW = (
+    "patch_embed",
+    "token",
+    "pos_embed",
+    "positional",
+    "embeddings",
+    "norm_pre",
+    "cls_emb",
+    "rope",
+    "wte",
+    "wpe",
+    "shared",
+)
 """Parts of names of what stands before the first block; all else outside of blocks stands behind the last."""
 
 

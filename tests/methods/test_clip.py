@@ -13,6 +13,7 @@ from locfast.config.clip import ClipConfig
 from locfast.data.spec import Record
 from locfast.errors import UserError
 from locfast.methods.clip import Clip
+from locfast.methods.layer_decay import layer
 from locfast.random import Keys
 from tests.methods.pairs import tiny_clip
 
@@ -226,3 +227,14 @@ def test_recomputed_activations_give_the_same_gradients(text):
 def test_impossible_settings_are_refused(fields):
     with pytest.raises(UserError, match=next(iter(fields))):
         ClipConfig(**fields)
+
+
+def test_a_batch_of_one_pair_is_refused(text):
+    with pytest.raises(UserError, match="--batch-size 1"):
+        make(text).notes(1, 1, 1)
+    assert make(text).notes(1, 2, 1) == make(text).notes(1, 1, 2) == []
+
+
+def test_embeddings_of_t5_stand_before_its_blocks():
+    assert layer("model.text.transformer.shared.weight", 8) == 0
+    assert layer("model.text.transformer.encoder.block.3.layer.1.DenseReluDense.wo.weight", 8) == 4
