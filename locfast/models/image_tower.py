@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
-import timm
-import torch
-from timm.models import load_state_dict
-from torch import Tensor, nn
+from torch import nn
 
 from locfast.errors import UserError
 from locfast.models.backbone import Backbone, load_backbone
 from locfast.models.create import seeded
+from locfast.models.heads import own_width
 from locfast.models.joint import JointTower, joint_tower
-
-State = dict[str, Tensor]
 
 
 def load_image_tower(
@@ -35,7 +28,7 @@ def load_image_tower(
     models that are no classifiers. new_head: a new one all the same. Raises UserError where its own has another
     width, and for a model without a CLS token behind its final norm.
     """
-    own = 0 if new_head else _own_width(name)
+    own = 0 if new_head else own_width(name)
     backbone = load_backbone(name, pretrained, seed=seed, image_size=image_size, num_classes=own)
     if own == 0:
         backbone.model.head = new_projection(backbone.embed_dim, width, seed)
@@ -61,39 +54,6 @@ def new_projection(width: int, joint: int, seed: int) -> nn.Linear:
         nn.init.normal_(head.weight, std=width**-0.5)
         nn.init.zeros_(head.bias)
     return head
-
-
-def _own_width(name: str) -> int | None:
-    """Outputs of the projection that the model called `name` brings: 0 for none, None for what its config says."""
-    folder = Path(name.removeprefix("local-dir:")).expanduser()
-    if folder.is_dir():
-        file = folder / "config.json"
-        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        return config.get("num_classes", config.get("pretrained_cfg", {}).get("num_classes")) or 0
-    if "@" in name:
-        return _file_width(name)
-    return None if "_clip_" in name and "_ft_" not in name else 0
-
-
-def _file_width(name: str) -> int:
-    """Outputs of the head in the checkpoint of ARCHITECTURE@FILE; 0 where there is none, or no file to read."""
-    architecture, _, file = name.partition("@")
-    if not (timm.is_model(architecture) and Path(file).expanduser().is_file()):
-        return 0  # whoever loads it says so
-    with torch.device("meta"):
-        model: Any = timm.create_model(architecture)
-    try:
-        state = as_timm_names(load_state_dict(str(Path(file).expanduser()), weights_only=True), model)
-    except Exception:  # no checkpoint, or another architecture's: whoever loads it says so
-        return 0
-    weight = state.get("head.weight")
-    return 0 if weight is None else len(weight)
-
-
-def as_timm_names(state: State, model: nn.Module) -> State:
-    """A checkpoint as timm's own converter for `model` names it, position embeddings resampled to its grid."""
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    return state if convert is None else convert(state, model)
 
 
 def with_projection(model: Any, name: str, head: nn.Linear) -> JointTower:

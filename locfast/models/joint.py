@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from locfast.errors import UserError
 from locfast.models.backbone import FAMILIES, Backbone, load_backbone
+from locfast.models.heads import file_width, is_classifier
 from locfast.models.open_clip_model import load_open_clip
 
 OPEN_CLIP = "open_clip:"
@@ -79,9 +81,20 @@ def load_tower(name: str, pretrained: bool = True, *, projection: str = "auto", 
             raise UserError(f"{flag} {name}: give the weights too, {OPEN_CLIP}{model}@TAG or @FILE.")
         clip, _ = load_open_clip(model, weights if pretrained else "none", seed=seed, flags=(flag, flag))
         return _of_open_clip(clip.visual, name, flag).eval()
-    backbone = load_backbone(name, pretrained, seed=seed, num_classes=None)
+    if projection == "auto" and is_classifier(name):
+        raise UserError(
+            f"{flag} {name}: these weights of timm's were fine-tuned to name classes, so that the head is no way into "
+            "a joint space of images and texts. Name CLIP's own, for example vit_base_patch16_clip_224.laion2b or "
+            "vit_large_patch14_clip_quickgelu_224.openai, or type --uta.projection none for tokens behind the norm."
+        )
+    file = Path(name.partition("@")[2]).expanduser()
+    heads = 0 if projection == "none" else file_width(name) if file.is_file() else None
+    backbone = load_backbone(name, pretrained, seed=seed, num_classes=heads)
     architecture = str(backbone.model.pretrained_cfg.get("architecture", name))
-    if projection == "none" or (projection == "auto" and "clip" not in architecture):
+    if projection == "auto" and "clip" not in architecture:
+        if isinstance(backbone.model.head, nn.Linear):
+            log.info("%s: tokens behind its norm are the targets, and not through its head of %d outputs; "
+                     "--uta.projection head takes that", name, backbone.model.head.out_features)  # fmt: skip
         backbone.model.head = nn.Identity()
     tower = joint_tower(backbone, name, flag)
     if projection == "head" and not isinstance(backbone.model.head, nn.Linear):

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from locfast.errors import UserError
 from locfast.models.create import create_timm_model
-from locfast.models.image_tower import as_timm_names, with_projection
+from locfast.models.heads import as_timm_names
+from locfast.models.image_tower import with_projection
 from locfast.models.joint import JointTower
 
 SIZES = {768: "base", 1024: "large", 1280: "huge", 1408: "giant", 1664: "gigantic"}

@@ -133,6 +133,17 @@ def test_teacher_target_is_the_projection_of_every_token_and_timms_own_embedding
     torch.testing.assert_close(target, clip.head(clip.forward_features(x)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("outputs", "projection"), [(24, "auto"), (0, "auto"), (0, "none"), (24, "none")])
+def test_a_checkpoint_file_teaches_with_the_projection_that_it_has(outputs: int, projection: str, tmp_path: Path):
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=outputs)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    name = f"vit_tiny_patch16_224@{tmp_path / 'w.pth'}"
+    if outputs and projection == "auto":
+        projection = "head"  # timm calls this one no CLIP
+    tower = load_tower(name, projection=projection, flag="--uta.teacher")
+    assert tower.joint_dim == (outputs if projection == "head" else 192)
+
+
 def test_teacher_is_frozen_stays_in_eval_mode_and_is_saved_once(teacher: str) -> None:
     method = make(teacher)
     assert not method.teacher.training and method.student.training
@@ -202,12 +213,26 @@ def test_an_export_is_a_timm_model_whose_output_is_the_joint_embedding(teacher: 
         ({"teacher": None}, "vit_tiny_patch16_224", "learns from a frozen CLIP image tower"),
         ({"teacher": "vit_base_patch16_siglip_224"}, "vit_tiny_patch16_224", "attn_pool"),
         ({"teacher": "open_clip:ViT-B-16"}, "vit_tiny_patch16_224", "give the weights too"),
+        (
+            {"teacher": "vit_base_patch16_clip_224", "projection": "auto"},
+            "vit_tiny_patch16_224",
+            "fine-tuned to name classes",
+        ),
         ({"teacher": "nonsense"}, "vit_tiny_patch16_224", "unknown model 'nonsense'"),
         ({}, "vit_base_patch16_siglip_224", "has no CLS token"),
         ({}, "vit_base_patch32_224", "tokens are aligned place by place"),
         ({"mask_ratio": 0.01}, "vit_tiny_patch16_224", "some must be kept"),
     ],
-    ids=["no teacher", "attention pooling", "no weights", "unknown", "no cls", "other patches", "nothing hidden"],
+    ids=[
+        "no teacher",
+        "attention pooling",
+        "no weights",
+        "classifier",
+        "unknown",
+        "no cls",
+        "other patches",
+        "nothing hidden",
+    ],
 )
 def test_what_cannot_be_aligned_is_refused(fields: dict, student: str, told: str, teacher: str) -> None:
     config = UTAConfig(**{"teacher": teacher, "projection": "head", **fields})

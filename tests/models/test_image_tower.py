@@ -116,3 +116,16 @@ def test_a_classifiers_head_is_no_projection_and_a_new_one_depends_on_the_seed_a
 def test_a_clip_of_timm_has_its_own_width_without_its_weights():
     with pytest.raises(UserError, match="vit_base_patch32_clip_224.openai projects to 512 dimensions"):
         load_image_tower("vit_base_patch32_clip_224.openai", 24, False)
+
+
+def test_a_clip_without_a_tag_has_a_new_head_where_timms_weights_are_a_classifiers():
+    name = "vit_base_patch32_clip_224"
+    assert timm.get_pretrained_cfg(name).num_classes == 1000
+    assert load_image_tower(name, 24, False).joint_dim == 24
+
+
+@pytest.mark.parametrize("text", ["{bad", "[1]"])
+def test_a_folder_with_a_broken_config_is_told(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match="is not a timm model config"):
+        load_image_tower(str(tmp_path), 24)
