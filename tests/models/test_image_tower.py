@@ -12,6 +12,7 @@ import torch
 from timm.models import save_for_hf
 
 from locfast.errors import UserError
+from locfast.models.backbone import load_backbone
 from locfast.models.image_tower import load_image_tower
 from locfast.models.open_clip_image import open_clip_image_tower
 from locfast.models.open_clip_model import load_open_clip
@@ -93,6 +94,13 @@ def test_a_timm_folder_brings_its_projection(timm_folder):
     with pytest.raises(UserError, match="projects to 24 dimensions, and the text tower has 16.*--clip.projection new"):
         load_image_tower(str(folder), 16)
     assert load_image_tower(str(folder), 16, new_head=True).eval()(images).shape == (2, 5, 16)
+
+
+def test_a_folder_whose_saved_arguments_name_its_head_is_a_backbone_without_one_unless_asked(tmp_path):
+    args = {"img_size": 32, **TINY, "num_classes": 24}  # as an export with a projection has them
+    save_for_hf(timm.create_model("vit_base_patch16_224", **args), str(tmp_path), model_args=args)
+    assert isinstance(load_backbone(str(tmp_path)).model.head, torch.nn.Identity)
+    assert load_backbone(str(tmp_path), num_classes=None).model.head.out_features == 24
 
 
 @torch.no_grad()
