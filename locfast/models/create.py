@@ -118,11 +118,8 @@ def _from_folder(name: str, folder: Path, pretrained: bool, model_args: dict[str
     try:
         saved_args = {key: value for key, value in saved_args.items() if key != "num_classes"}  # whoever asks says it
         model = _build(f"local-dir:{folder}", False, {**saved_args, **model_args})
-    except (
-        TypeError,
-        KeyError,
-        AttributeError,
-    ) as error:  # a config of another library or of hand, with keys that timm has not
+    # a config of another library or of hand, with keys that timm has not
+    except (TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"--model {name}: timm {timm.__version__} cannot build what {config} describes ({_first_line(error)}). "
             "Save the model anew with timm or with locfast.export."
