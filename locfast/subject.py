@@ -56,23 +56,34 @@ def open_subject(
 ) -> Subject:
     """A run folder's aligned backbone with the soft cap it was trained with, or any model that `load_backbone` takes.
 
+    An export of a run that learned a projection into a joint space has that projection.
+
     softcap: for weights that lie in a plain timm folder or file, which does not say under which cap they were trained.
     ema: of a run, its averaged weights (None: where it has any). Raises UserError as `load_method` and
     `load_backbone` do, and where a run is asked for another size, cap or weights than its own.
     """
     from locfast.engine.run_folder import RunFolder, load_method
     from locfast.models.backbone import load_backbone
+    from locfast.models.heads import has_joint_space
+    from locfast.models.joint import joint_tower
 
     folder = Path(name)
     if not RunFolder(folder).is_run():
-        backbone = load_backbone(name, pretrained, seed=seed, image_size=image_size).eval()
-        return Subject(backbone.requires_grad_(False), softcap, name)
+        joint = has_joint_space(name)
+        head = {"num_classes": None} if joint else {}
+        backbone = (
+            load_backbone(name, pretrained, seed=seed, image_size=image_size, **head).eval().requires_grad_(False)
+        )
+        return Subject(backbone, softcap, name, joint_tower(backbone, name, "--model").embed if joint else None)
     if image_size is not None or not pretrained or softcap is not None:
         raise UserError(
             f"--model {name} is a run, whose image size, weights and soft cap stand in its config.yaml: leave out "
             "--image-size, --softcap and --no-pretrained, or export it and give the export's folder."
         )
-    return _subject(load_method(folder, ema).artifacts(), folder.resolve().name)
+    made = load_method(folder, ema).artifacts()
+    if made.get("text") and "text_tower" not in made and not RunFolder(folder).read_config().pretrained:
+        made["text"] = {**made["text"], "pretrained": "none"}  # its teacher had random weights: so has the other half
+    return _subject(made, folder.resolve().name)
 
 
 def open_start(run: str) -> Subject:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from locfast.models.backbone import Backbone
 from locfast.models.create import seeded
 from locfast.models.exporters.folder import Features, check_same, relative, some_noise, written_aside
+from locfast.models.heads import mark_joint_space
 from locfast.models.model_card import write_model_card
 from locfast.models.softcap import set_softcap
 
@@ -40,6 +41,8 @@ def write_timm_export(
     without_cap = None if softcap is None else relative(uncapped, features)
     with written_aside(folder) as aside:
         save_for_hf(plain, str(aside), model_args=_model_args(plain), safe_serialization=True)
+        if plain.num_classes:
+            mark_joint_space(aside, plain.num_classes)
         measured_on = f"{len(images)} images of {'Gaussian noise' if on_noise else 'the run'}"
         write_model_card(aside / "README.md", backbone, plain, softcap, without_cap, measured_on, card)
     return without_cap

@@ -29,6 +29,26 @@ def own_width(name: str) -> int | None:
     return None if "_clip_" in name and "_ft_" not in name and not is_classifier(name) else 0
 
 
+JOINT_SPACE = "joint_space"
+"""The key of an export's config.json whose head projects into a space of images and texts; timm passes it over."""
+
+
+def mark_joint_space(folder: Path, width: int) -> None:
+    """Say in the config of a timm folder that its head of `width` outputs is a projection, and no classifier."""
+    file = folder / "config.json"
+    config = {**json.loads(file.read_text(encoding="utf-8")), JOINT_SPACE: width}
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def has_joint_space(name: str) -> bool:
+    """Whether `name` is an export that `mark_joint_space` marked."""
+    try:
+        config = json.loads(Path(name.removeprefix("local-dir:"), "config.json").expanduser().read_text("utf-8"))
+        return bool(config.get(JOINT_SPACE))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def is_classifier(name: str) -> bool:
     """Whether a CLIP of timm's registry was fine-tuned on classes; without a tag, by the weights that timm then takes.
 

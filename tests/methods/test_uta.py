@@ -16,6 +16,7 @@ from locfast.methods.uta import UTA, Draw
 from locfast.models.export import write_timm_export
 from locfast.models.joint import load_tower
 from locfast.random import Keys
+from locfast.subject import open_subject
 from tests.methods.clip_towers import JOINT, SIZE, lively, open_clip_config, timm_clip
 
 STUDENT = "eva02_tiny_patch14_224"
@@ -253,3 +254,24 @@ def test_drawn_masks_can_be_replaced_by_a_callers_own(teacher: str) -> None:
     visible = torch.zeros(3, 16, dtype=torch.bool)
     visible[:, :10] = True
     assert method.aligned(Draw(visible).visible)[0].tolist() == [0, *range(1, 11)]
+
+
+def test_biases_norms_positions_and_prefix_tokens_do_not_decay(teacher: str, student: str) -> None:
+    method = make(teacher, student)
+    decays, spared = (set(map(id, group["params"])) for group in method.parameter_groups())
+    names = {id(p): n.removeprefix("student.backbone.model.") for n, p in method.named_parameters() if p.requires_grad}
+    assert decays | spared == set(names) and not decays & spared
+    told = {names[one] for one in spared}
+    assert {"pos_embed", "cls_token", "norm.weight", "head.bias", "patch_embed.proj.bias"} <= told
+    assert {names[one] for one in decays} >= {"head.weight", "patch_embed.proj.weight", "blocks.0.attn.proj.weight"}
+
+
+def test_an_export_is_judged_by_the_projection_that_it_has(teacher: str, student: str, tmp_path: Path) -> None:
+    method = make(teacher, student).eval()
+    made = method.artifacts()
+    write_timm_export(made["backbone"], tmp_path / "out", softcap=None, card={"method": "uta"})
+    subject, x = open_subject(str(tmp_path / "out")), images(2)
+    assert subject.embed is not None
+    expected = made["embed"](made["backbone"].forward_features(x))
+    torch.testing.assert_close(subject.embed(subject.backbone.forward_features(x)), expected, rtol=1e-4, atol=1e-5)
+    assert open_subject(teacher).embed is None  # a folder of timm's, whose head may be anything
