@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import Mlp, PatchEmbed
-from timm.models import beit, eva, vision_transformer
+from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -21,18 +19,7 @@ from locfast.models.attention import relative_position_bias, rotary_table, timm_
 from locfast.models.blocks import Placed, Views, for_product, is_known_block, run_blocks
 from locfast.models.create import create_timm_model
 from locfast.models.uncapped_attention import Implementation, find_flash_attn
-
-FAMILIES: dict[str, type[nn.Module]] = {
-    "vit": vision_transformer.VisionTransformer,
-    "eva": eva.Eva,
-    "beit": beit.Beit,
-}
-"""timm's model classes that a Backbone can wrap: classifiers, CLIP, SigLIP, MAE, DINO, ...; EVA-02; BEiT."""
-
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
-"""How images may be resampled, by timm's names."""
-
-log = logging.getLogger(__name__)
+from locfast.models.wrappable import check_image_size, check_patch_embed, family_of, interpolation_of
 
 
 def load_backbone(
@@ -48,7 +35,7 @@ def load_backbone(
     model = create_timm_model(name, pretrained, seed=seed, image_size=image_size, **model_args)
     backbone = Backbone(model, name)
     if image_size is not None:
-        _check_image_size(backbone, image_size)
+        check_image_size(backbone, image_size)
     return backbone
 
 
@@ -63,9 +50,9 @@ class Backbone(nn.Module):
         super().__init__()
         self.model: Any = model
         self.name = name
-        self.family = _family(model, name)
+        self.family = family_of(model, name)
         embed = model.patch_embed
-        _check_patch_embed(embed, name)
+        check_patch_embed(embed, name)
         blocks = list(model.blocks)
         attn, mlp = blocks[0].attn, blocks[0].mlp
         self.num_prefix_tokens: int = model.num_prefix_tokens
@@ -93,7 +80,7 @@ class Backbone(nn.Module):
         self.mean: tuple[float, float, float] = tuple(config["mean"])
         self.std: tuple[float, float, float] = tuple(config["std"])
         self.crop_pct: float = config["crop_pct"]
-        self.interpolation: str = _interpolation(config["interpolation"], name)
+        self.interpolation: str = interpolation_of(config["interpolation"], name)
         self.freeze_unused()
 
     @property
@@ -337,48 +324,3 @@ class Backbone(nn.Module):
 def _run_foreign_block(block: nn.Module, x: Tensor, rope: Tensor | None) -> Tensor:
     """A block that only timm knows how to run (post-norm, differential attention, ...)."""
     return block(x) if rope is None else block(x, rope=rope)
-
-
-def _family(model: nn.Module, name: str) -> str:
-    sequential = all(hasattr(block, "attn") and hasattr(block, "mlp") for block in getattr(model, "blocks", ()))
-    for family, kind in FAMILIES.items():
-        if isinstance(model, kind) and sequential:
-            return family
-    blocks = "" if sequential else " with parallel branches in its blocks"
-    raise UserError(
-        f"--model {name} is a {type(model).__name__}{blocks}. locfast needs one token a patch through blocks of one "
-        f"attention and one MLP, which timm's {', '.join(kind.__name__ for kind in FAMILIES.values())} have. Choose "
-        "one of those, for example vit_base_patch16_224 or vit_large_patch14_clip_quickgelu_336.openai."
-    )
-
-
-def _check_image_size(backbone: Backbone, asked: int) -> None:
-    """A side that is no multiple of the patch loses pixels; SO400M/14 at 384 px does so by its makers' choice."""
-    own = backbone.model.pretrained_cfg["input_size"][-2:]
-    lost = max(asked % patch for patch in backbone.patch_size)
-    if lost and tuple(own) != (asked, asked):
-        patch = max(backbone.patch_size)
-        below = asked - asked % patch
-        raise UserError(
-            f"--image-size {asked}: {backbone.name} has patches of {patch} px, so {lost} px of every side would be in "
-            f"none. Type --image-size {below} or {below + patch}."
-        )
-
-
-def _interpolation(name: str, model: str) -> str:
-    """The resampling of the model's evaluation images; bicubic where its config names none that there is."""
-    if name in INTERPOLATIONS:
-        return name
-    log.warning("%s: its config asks for the interpolation %r, which locfast lacks; taking bicubic", model, name)
-    return "bicubic"
-
-
-def _check_patch_embed(embed: Any, name: str) -> None:
-    conv: Any = getattr(embed, "proj", None)
-    plain = isinstance(embed, PatchEmbed) and isinstance(conv, nn.Conv2d)
-    if not (plain and conv.kernel_size == conv.stride and conv.padding == (0, 0) and not embed.dynamic_img_pad):
-        raise UserError(
-            f"--model {name} has the stem {type(embed).__name__}, whose patches overlap or pass through other layers. "
-            "A hidden patch must not be seen by its neighbours, so locfast needs one convolution with kernel = stride. "
-            "Choose a model with a plain patch embedding, for example vit_base_patch16_224."
-        )

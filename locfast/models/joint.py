@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from locfast.errors import UserError
-from locfast.models.backbone import FAMILIES, Backbone, load_backbone
+from locfast.models.backbone import Backbone, load_backbone
 from locfast.models.heads import file_width, is_classifier
 from locfast.models.open_clip_model import load_open_clip
+from locfast.models.wrappable import FAMILIES
 
 OPEN_CLIP = "open_clip:"
 Size = tuple[int, int]

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from locfast.errors import UserError
 from locfast.eval.global_ability.pooling import Embed, has_cls
-from locfast.models.backbone import FAMILIES, Backbone
+from locfast.models.backbone import Backbone
 from locfast.models.open_clip_model import load_open_clip
+from locfast.models.wrappable import FAMILIES
 
 SAME = 1e-2
 """Relative difference of patch embeddings below which two towers have one origin; half precision gives 5e-4."""
