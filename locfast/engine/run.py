@@ -129,6 +129,12 @@ def _train(
         _say_what_runs(config, plan, device, precision, source, held_out)
         for note in notes:
             log.info("%s", note)
+        if method.optim.warmup_epochs * plan.samples >= plan.steps * plan.batch:
+            log.warning(
+                "the warm-up of %g epochs is as long as the run of %.2f: the learning rate never falls, nor perhaps "
+                "reaches %g. Set --%s.optim.warmup-epochs",
+                *(method.optim.warmup_epochs, plan.epochs_done(plan.steps), config.lr, config.method),
+            )
         log.info("decoder: %s", loader.decoding)
         log.info("order: %r", loader.order)
         log.info("optimiser: %s.%s", type(optimizer).__module__, type(optimizer).__name__)

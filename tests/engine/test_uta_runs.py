@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from locfast.config.base import TrainConfig
 from locfast.config.registry import make_config
-from locfast.config.uta import UTAConfig
+from locfast.config.uta import UTAConfig, UTAOptim
 from locfast.engine.run import train
 from locfast.engine.run_folder import load_method
 from locfast.errors import UserError
@@ -82,3 +82,10 @@ def test_a_run_from_scratch_is_set_against_its_own_first_weights(alone):
     for name, tensor in start.backbone.state_dict().items():
         assert torch.allclose(tensor, own[name], atol=1e-7), name
     assert (start.backbone.mean, start.backbone.std) == (made.teacher.mean, made.teacher.std)
+
+
+def test_a_warm_up_as_long_as_the_run_is_told(alone, tmp_path):
+    told = "the warm-up of 50 epochs is as long as the run"
+    long = UTAConfig(teacher="demo", projection="none", optim=UTAOptim(warmup_epochs=50))
+    assert told in " ".join((train(_config(tmp_path / "run", steps=1, uta=long)) / "train.log").read_text().split())
+    assert "as long as the run" not in (alone / "train.log").read_text()
