@@ -31,10 +31,10 @@ CASES = {
 }
 """Method -> case -> backbone, the method's own fields, micro-batch on a GPU."""
 ON_CPU = {
-    "uta": {"S/14@224": ("eva02_small_patch14_224", {"teacher": "vit_small_patch14_dinov2", "projection": "none"}, 8)},
+    "uta": {"B/16@224": ("eva02_base_patch16_clip_224", {"teacher": "vit_small_patch16_224"}, 4)},
     "lut": {"S/16@224": ("vit_small_patch16_224", {}, 8)},
 }
-"""A teacher of the student's size: EVA-01's giant has no place here."""
+"""A small teacher: EVA-01's giant has no place here."""
 SMOKE = {
     "uta": {"T/16@224": ("vit_tiny_patch16_224", {"teacher": "vit_tiny_patch16_224"}, 8)},
     "lut": {"T/16@224": ("vit_tiny_patch16_224", {"decoder_width": 192, "decoder_depth": 2, "decoder_heads": 3}, 8)},

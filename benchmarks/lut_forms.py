@@ -16,8 +16,11 @@ from _results import RESULTS, ROOT, Measurement, Row, commit, sources_hash
 
 PAGE = ROOT / "docs" / "lut.md"
 BEGIN, END = "<!-- forms: written by benchmarks/lut_forms.py --page -->\n", "<!-- /forms -->"
-PARTS = ("masked_autoencoder", "pixel_decoder", "momentum_encoder", "projection_head", "batch_norm", "backbone", "blocks")
-SOURCES = ["locfast/methods/lut.py", "locfast/methods/context_loss.py", *(f"locfast/models/{name}.py" for name in PARTS)]
+MODELS = (
+    *("masked_autoencoder", "pixel_decoder", "momentum_encoder", "projection_head", "batch_norm"),
+    *("backbone", "blocks"),
+)
+SOURCES = [f"locfast/{name}.py" for name in ("methods/lut", "methods/context_loss", *(f"models/{m}" for m in MODELS))]
 SAID = {"by the second": 0.46 / 0.39, "by the hour": (119 / 400) / (223 / 1600)}
 """What the paper's own figures say LUT takes, MAE being 1: seconds a step (section 3), hours an epoch (section 5.1)."""
 ALONE, FORMS = "MAE alone", ("paper", "reference")
