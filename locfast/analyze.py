@@ -57,9 +57,10 @@ def _run(args: argparse.Namespace) -> None:
     from locfast.data.sources import open_source
     from locfast.env import environment
     from locfast.errors import UserError
-    from locfast.eval.analysis.results import check_out, described, tables, write_results
+    from locfast.eval.analysis.results import FILE, described, tables, write_results
     from locfast.eval.analysis.run import Model, patch_at, watch
     from locfast.eval.commands.models import Models
+    from locfast.eval.global_ability.results import check_out
     from locfast.report import write_report
 
     for name, least in (("images", 2), ("pictures", 0)):
@@ -68,7 +69,7 @@ def _run(args: argparse.Namespace) -> None:
     shared.tell_progress()
     reading = shared.reading(args)
     source = open_source(args.data, seed=args.seed)
-    check_out(args.out, args.overwrite)
+    check_out(args.out, args.overwrite, FILE, "an analysis")
     opened = Models(args)
     first = next(iter(opened.subjects.values())).backbone
     queries = _queries(args.query, first.grid)

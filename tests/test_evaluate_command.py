@@ -20,9 +20,10 @@ from locfast.cli import parse_train
 from locfast.data.sources import ClassFolder
 from locfast.engine.run import train
 from locfast.eval.global_ability.features import Reading, Tower, image_features
-from locfast.eval.global_ability.pooling import has_cls, pick_pool, pooled
+from locfast.eval.global_ability.pooling import pick_pool, pooled
 from locfast.evaluate import main
 from locfast.models.backbone import load_backbone
+from locfast.models.joint import has_cls
 from tests.eval.tiny_clip import CONFIGS, TINY
 
 HUES = {"ash": (90, 90, 90), "leaf": (40, 150, 60), "sky": (70, 120, 210)}

@@ -116,8 +116,14 @@ class Method(nn.Module):
         decay = self.optim.weight_decay
         if self.optim.decay_all:
             return [{"params": [p for _, p in named], "weight_decay": decay}]
-        matrices, vectors = [p for _, p in named if p.ndim > 1], [p for _, p in named if p.ndim <= 1]
-        return [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+        spared = self.undecayed()
+        decayed = [p for n, p in named if p.ndim > 1 and n not in spared]
+        others = [p for n, p in named if p.ndim <= 1 or n in spared]
+        return [{"params": decayed, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+
+    def undecayed(self) -> set[str]:
+        """Names of parameters that have no weight decay beside one-dimensional ones (with `decay_all` off)."""
+        return set()
 
     def after_step(self, step: int, steps: int) -> None:
         """Called after optimiser step number `step` (from 1) of `steps`: moving averages and the like."""

@@ -188,18 +188,9 @@ class UTA(Method):
     def defaults(self) -> dict[str, float]:
         return {"epochs": 150, "batch_size": 4096, "lr": 1.5e-3}
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """As everywhere, but positions and prefix tokens do not decay either: EVA-02's list, which is timm's."""
-        spared = {f"student.backbone.model.{name}" for name in self.student.backbone.model.no_weight_decay()}
-        named = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
-        if self.optim.decay_all:
-            return super().parameter_groups()
-        decays = [parameter for name, parameter in named if parameter.ndim > 1 and name not in spared]
-        others = [parameter for name, parameter in named if parameter.ndim <= 1 or name in spared]
-        return [
-            {"params": decays, "weight_decay": self.optim.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
+    def undecayed(self) -> set[str]:
+        """Positions and prefix tokens: EVA-02's list, which is timm's."""
+        return {f"student.backbone.model.{name}" for name in self.student.backbone.model.no_weight_decay()}
 
     def enable_grad_checkpointing(self) -> None:
         self.checkpointing = True

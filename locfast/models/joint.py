@@ -153,7 +153,7 @@ def pool_by_cls(backbone: Backbone) -> Backbone:
 
 
 def has_cls(backbone: Backbone) -> bool:
-    """Whether the first token is a CLS token."""
+    """Whether the first token is a CLS token; registers alone are none."""
     return getattr(backbone.model, "cls_token", None) is not None
 
 

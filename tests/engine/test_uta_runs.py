@@ -89,3 +89,16 @@ def test_a_warm_up_as_long_as_the_run_is_told(alone, tmp_path):
     long = UTAConfig(teacher="demo", projection="none", optim=UTAOptim(warmup_epochs=50))
     assert told in " ".join((train(_config(tmp_path / "run", steps=1, uta=long)) / "train.log").read_text().split())
     assert "as long as the run" not in (alone / "train.log").read_text()
+
+
+@pytest.mark.parametrize("objective", ["mim", "uta_mim", "distillation"])
+def test_other_objectives_resume_and_agree_over_ranks_too(objective, tmp_path):
+    own = {"uta": UTAConfig(teacher="demo", projection="none", objective=objective), "steps": 4, "save_every": 2}
+    curve = losses(train(_config(tmp_path / "one", **own)))
+    assert finish(*start_ranks(_config(tmp_path / "two", **own), tmp_path / "out", 2)) == [0, 0]
+    assert losses(tmp_path / "two") == pytest.approx(curve, rel=RANKS_AGREE)
+    run = tmp_path / "killed"
+    process = start(_config(run, **own), tmp_path / "killed.out")
+    assert kill_when(process, lambda: len(losses(run)) >= 2)
+    train(_config(run, resume=True, **own))
+    assert losses(run) == curve

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from locfast.errors import UserError
 from locfast.eval.analysis.run import Seen, Watched
 from locfast.eval.analysis.spectrum import log10_difference
 
@@ -21,24 +20,6 @@ SCHEMA = 1
 FILE, MAPS, PICTURES, REPORT = "analyze.json", "maps.npz", "pictures", "report.html"
 WRITTEN = (FILE, MAPS, PICTURES, REPORT)
 """What an analysis leaves in its folder, and all that may be replaced there."""
-
-
-def check_out(out: Path, overwrite: bool) -> None:
-    """Make the folder. Raises UserError where it holds anything and may not be overwritten."""
-    try:
-        there = sorted(os.listdir(out)) if out.exists() else []
-        if there and not overwrite:
-            raise UserError(f"--out {out}: it is there already and holds {there[0]}. Add --overwrite, or give another.")
-        if there and FILE not in there:
-            raise UserError(
-                f"--out {out} --overwrite: the folder holds no {FILE} but {there[0]}, so it is not of an analysis. "
-                "Give another --out."
-            )
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--out {out}: this folder cannot be made or read ({error.strerror}). Give a folder that you may write to."
-        ) from None
 
 
 def described(seen: Seen, against: Mapping[str, str]) -> dict[str, Any]:

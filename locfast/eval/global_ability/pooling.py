@@ -10,15 +10,11 @@ from torch import Tensor
 
 from locfast.errors import UserError
 from locfast.models.backbone import Backbone
+from locfast.models.joint import has_cls
 
 Pool = Literal["cls", "mean", "cls+mean"]
 Embed = Callable[[Tensor], Tensor]
 """Tokens behind the final norm [B, T, C] -> one vector an image [B, E]."""
-
-
-def has_cls(backbone: Backbone) -> bool:
-    """Whether the first token is a CLS token; registers alone are none."""
-    return getattr(backbone.model, "cls_token", None) is not None
 
 
 def pick_pool(backbone: Backbone, asked: Pool | None, name: str) -> Pool:

@@ -108,15 +108,18 @@ def _mean(values: Iterable[float]) -> float:
     return torch.tensor(list(values), dtype=torch.double).mean().item()
 
 
-def check_out(out: Path, overwrite: bool) -> None:
-    """Make the folder of the results. Raises UserError where it holds anything and may not be overwritten."""
+def check_out(out: Path, overwrite: bool, file: str = FILE, kind: str = "an evaluation") -> None:
+    """Make the folder of the results, whose mark is `file`: what `kind` of command leaves there.
+
+    Raises UserError where the folder holds anything and may not be overwritten.
+    """
     try:
         there = sorted(os.listdir(out)) if out.exists() else []
         if there and not overwrite:
             raise UserError(f"--out {out}: it is there already and holds {there[0]}. Add --overwrite, or give another.")
-        if there and FILE not in there:
+        if there and file not in there:
             raise UserError(
-                f"--out {out} --overwrite: the folder holds no {FILE} but {there[0]}, so it is not of an evaluation. "
+                f"--out {out} --overwrite: the folder holds no {file} but {there[0]}, so it is not of {kind}. "
                 "Give another --out."
             )
         out.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from locfast.errors import UserError
-from locfast.eval.global_ability.pooling import Embed, has_cls
+from locfast.eval.global_ability.pooling import Embed
 from locfast.models.backbone import Backbone
+from locfast.models.joint import has_cls
 from locfast.models.open_clip_model import load_open_clip
 from locfast.models.wrappable import FAMILIES
 
