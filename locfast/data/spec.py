@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +15,17 @@ PADDING = 4
 
 
 @dataclass(frozen=True)
+class Region:
+    """A part of an image and what is said of it."""
+
+    box: tuple[float, float, float, float]
+    """Left, top, right, bottom in pixels of the image (after EXIF rotation); as the source has it, unchecked."""
+    text: str
+    score: float = 1.0
+    """How sure whoever labelled it was, in [0, 1]."""
+
+
+@dataclass(frozen=True)
 class Record:
     """One sample as it lies in its source, nothing decoded yet."""
 
@@ -23,7 +34,8 @@ class Record:
     name: str = ""
     """What to call it in a log: a path, or shard/member."""
     text: str | None = None
-    regions: Any = None
+    regions: tuple[Region, ...] | None = None
+    """None: nobody looked for any; empty: none was found."""
     label_map: bytes | None = None
     """An encoded 8-bit image with one channel (or a palette): one class id per pixel, 255 = ignore."""
     texts: tuple[str, ...] = ()

@@ -12,13 +12,14 @@ import torch
 from locfast.data.loader import Loader
 from locfast.data.order import BlockOrder, arrange
 from locfast.data.reader import explain
+from locfast.data.regions.shards import write_shard
 from locfast.data.sources import TarShards, open_source
 from locfast.data.sources.ahead import Ahead
 from locfast.data.sources.indexing import index_all, load_indexes
 from locfast.data.sources.shard_names import expand
 from locfast.data.sources.stores import Disk
 from locfast.data.sources.tar_index import cached_index_path, index_path
-from locfast.data.spec import ImageSpec, View
+from locfast.data.spec import ImageSpec, Record, Region, View
 from locfast.errors import UserError
 
 
@@ -56,7 +57,7 @@ def test_one_shard_is_a_source(shards):
 
 
 def test_members_of_a_key_are_one_sample(tmp_path, jpeg, write_tar):
-    regions = [{"box": [1, 2, 3, 4], "text": "a cat"}]
+    regions, cat = [{"box": [1, 2, 3, 4], "text": "a cat"}], Region((1.0, 2.0, 3.0, 4.0), "a cat")
     members = {
         "train/000.txt": "ein Bär".encode(),
         "train/000.jpg": jpeg(seed=0),
@@ -72,7 +73,7 @@ def test_members_of_a_key_are_one_sample(tmp_path, jpeg, write_tar):
     source = TarShards([write_tar(tmp_path / "a.tar", members)])
     assert [source.name(i).split(".tar/")[1] for i in range(len(source))] == ["train/000", "train/001", "val/000"]
     first, second, third = (source.read(i) for i in range(3))
-    assert (first.image, first.text, first.regions, first.label_map) == (jpeg(seed=0), "ein Bär", regions, b"map")
+    assert (first.image, first.text, first.regions, first.label_map) == (jpeg(seed=0), "ein Bär", (cat,), b"map")
     assert (second.image, second.text, second.regions, second.label_map) == (jpeg(seed=1), None, None, None)
     assert third.image == jpeg(seed=3)
 
@@ -207,7 +208,9 @@ def unreadable(source, index) -> str:
 @pytest.mark.parametrize(
     ("member", "data", "told"),
     [
-        ("a.json", b'[{"box": ', "regions are no JSON"),
+        ("a.json", b'[{"box": ', "regions cannot be used"),
+        ("a.json", b'[{"box": [1, 2, 3], "text": "a cat"}]', "region 0 is [1, 2, 3]"),
+        ("a.json", b'[{"box": [1, 2, 3, 4], "text": null}]', "region 0 is null"),
         ("a.txt", b"\xff\xfe", "not UTF-8"),
         ("a.json", b"\xff", "UTF-8"),
     ],
@@ -216,6 +219,38 @@ def test_a_broken_member_makes_its_sample_unreadable(tmp_path, jpeg, write_tar, 
     source = TarShards([write_tar(tmp_path / "a.tar", {"a.jpg": jpeg(), member: data, "b.jpg": jpeg()})])
     assert told in unreadable(source, 0)
     assert source.read(1).image == jpeg()
+
+
+@pytest.mark.parametrize("data", [b'{"width": 40, "sha256": "aa"}', b"null"])
+def test_a_json_member_that_speaks_of_other_things_has_no_regions(tmp_path, jpeg, write_tar, data):
+    source = TarShards([write_tar(tmp_path / "a.tar", {"a.jpg": jpeg(), "a.json": data})])
+    assert source.read(0).regions is None
+
+
+def test_a_written_shard_reads_back_and_has_the_same_bytes_again(tmp_path, jpeg):
+    cat = Region((0.5, 1.0, 30.25, 20.0), "a cat", 0.75)
+    records = [
+        ("000", "jpg", Record(jpeg(seed=0), texts=("ein Bär", "a bear"), regions=(cat,))),
+        ("001", "png", Record(jpeg(seed=1), regions=())),
+        ("002", "jpg", Record(jpeg(seed=2))),
+    ]
+    for name in ("one.tar", "two.tar"):
+        assert write_shard(tmp_path / name, records) == 3
+    assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
+    source = TarShards([tmp_path / "one.tar"])
+    found = [(one.image, one.texts, one.regions) for one in map(source.read, range(len(source)))]
+    assert found == [(record.image, record.texts, record.regions) for _, _, record in records]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.tar", "one.tar.index.npz", "two.tar"]
+
+
+def test_a_shard_whose_writing_fails_is_not_there(tmp_path):
+    def records():
+        yield "000", "jpg", Record(b"image")
+        raise OSError("no more images")
+
+    with pytest.raises(OSError, match="no more"):
+        write_shard(tmp_path / "one.tar", records())
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_shard_that_was_removed_or_shortened_makes_its_samples_unreadable(shards):

@@ -1,0 +1,1 @@
+"""Boxes and phrases on images: how they are written, checked, and carried into a view."""
