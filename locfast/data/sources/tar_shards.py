@@ -27,8 +27,9 @@ class TarShards:
     """All samples of some shards, in the order of the shards and of the members in them.
 
     Members of a sample share the path up to the first dot of the base name: an image, `.txt` (a text a line), `.json`
-    (a list of regions, see `parse_regions`), `.seg.png` (label map). Samples without an image are left out. `store` is where the shards lie: files
-    of this machine, or URLs (`Web`). `read` raises OSError for a shard that was removed or shortened since.
+    (regions, see `parse_regions`), `.seg.png` (label map). Samples without an image are left out. `store` is where the
+    shards lie: files of this machine, or URLs (`Web`). `read` raises OSError for a shard that was removed or shortened
+    since.
     """
 
     def __init__(self, shards: Sequence[str | Path], spec: str = "", store: Store | None = None) -> None:
