@@ -52,7 +52,8 @@ def measure(bench: Bench, method_name: str, only: list[str] | None) -> None:
             bench.missed.append(name)
             continue
         config = method_config_class(method_name)(**fields)
-        method = create_method(method_name, config, model=model, pretrained=False).to(bench.device)
+        with bench.device:  # the random weights of a giant take a CPU longer than everything else here
+            method = create_method(method_name, config, model=model, pretrained=False).to(bench.device)
         batch, draw = batch_of(method, size)
         kept = int(shown(draw)[0].sum())
         timed(bench, f"{name}, B {size}, kept {kept}", passes(method, batch, draw))

@@ -33,7 +33,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for seed, size in ((0, 32), (1, 48)):
         folder = tmp_path_factory.mktemp("models") / f"clip{seed}"
         model = load_backbone("vit_base_patch16_clip_224", False, image_size=size, seed=seed, **TINY).model
-        save_for_hf(model, str(folder), safe_serialization=True)
+        save_for_hf(model, str(folder), model_args=model._model_args, safe_serialization=True)
         found.append(folder)
     return found
 

@@ -37,6 +37,8 @@ class OptimConfig:
     """Maximum global gradient norm; None for no clipping."""
     warmup_epochs: float = 0.0
     """Linear warm-up from zero, in epochs."""
+    warmup_steps: int | None = None
+    """Linear warm-up in steps, in the place of epochs."""
     final_lr_ratio: float = 0.1
     """The cosine ends at this fraction of the peak learning rate."""
 
@@ -45,6 +47,8 @@ class OptimConfig:
         check(self.weight_decay >= 0, f"optim.weight_decay must not be negative, got {self.weight_decay}")
         check(self.clip is None or self.clip > 0, f"optim.clip must be positive or None, got {self.clip}")
         check(self.warmup_epochs >= 0, f"optim.warmup_epochs must not be negative, got {self.warmup_epochs}")
+        steps = self.warmup_steps
+        check(steps is None or steps >= 0, f"optim.warmup_steps must not be negative, got {steps}")
         check(0 <= self.final_lr_ratio <= 1, f"optim.final_lr_ratio must lie in [0, 1], got {self.final_lr_ratio}")
 
 

@@ -12,6 +12,7 @@ from locfast.errors import UserError, suggest
 
 METHODS: dict[str, tuple[str, str]] = {
     "clip": ("locfast.config.clip:ClipConfig", "locfast.methods.clip:Clip"),
+    "cloc": ("locfast.config.cloc:ClocConfig", "locfast.methods.cloc:Cloc"),
     "lut": ("locfast.config.lut:LUTConfig", "locfast.methods.lut:LUT"),
     "maskembed": ("locfast.config.maskembed:MaskEmbedConfig", "locfast.methods.maskembed:MaskEmbed"),
     "uta": ("locfast.config.uta:UTAConfig", "locfast.methods.uta:UTA"),

@@ -29,8 +29,12 @@ class Assembler:
             "views": {name: self._view(name, parts, decoded) for name in self.spec.views},
             "geometry": {name: _geometry([part.geometry[name] for part in parts]) for name in self.spec.views},
         }
-        for name in ("position", "epoch", "index"):
-            batch[name] = self._integers([value for part in parts for value in getattr(part, name)])
+        names = ("position", "epoch", "index")
+        numbers = {n: torch.tensor([v for part in parts for v in getattr(part, n)], dtype=torch.int64) for n in names}
+        if self.pin:
+            numbers = {name: number.pin_memory() for name, number in numbers.items()}
+        batch["host"] = numbers
+        batch |= {name: number.to(self.device, non_blocking=True) for name, number in numbers.items()}
         if self.spec.label_map:
             maps = {name: [part.label_map[name] for part in parts] for name in self.spec.views}
             batch["label_map"] = {name: self._moved(map_parts) for name, map_parts in maps.items()}

@@ -33,7 +33,6 @@ from locfast.engine.unreadable import Unreadable
 from locfast.engine.validate import Validation
 from locfast.engine.waiting import Pipeline, Waiting
 from locfast.methods.base import Batch, Method
-from locfast.random import Keys
 
 _NAMES = ("forward_sync_buffers", "broadcast_buffers")  # of torch 2.15, and before
 _LOCAL_BUFFERS: dict[str, Any] = {
@@ -100,7 +99,8 @@ class Trainer:
         pipeline = Pipeline(self.device.type, self.loader.workers, cores(), self.loader.decoder)
         self.waiting = Waiting(pipeline, self.world.size)
         self.unreadable = Unreadable(self.loader, self.plan.samples, self.config.max_bad)
-        self.warmup = round(self.optim.warmup_epochs * self.plan.samples / self.plan.batch)
+        warmup = round(self.optim.warmup_epochs * self.plan.samples / self.plan.batch)
+        self.warmup = warmup if self.optim.warmup_steps is None else self.optim.warmup_steps
         self.save_every = self.config.save_every or math.ceil(self.plan.steps / 10)
         # what a method does after a step cannot be taken back: it waits to know that the step was sound
         self.frees_the_host = type(self.method).after_step is Method.after_step
@@ -211,7 +211,7 @@ class Trainer:
     def take(self, step: int, number: int, batches: Iterator[Batch]) -> Round:
         with self.meter.waiting():
             batch = next(batches)
-        draw = self.method.draw(Keys(self.config.seed, batch["epoch"], batch["index"]))
+        draw = self.method.draw(self.method.keys(self.config.seed, batch))
         last = number == self.plan.accumulation - 1
         return Round(batch, draw, self.plan.first_position(step, number), last)
 

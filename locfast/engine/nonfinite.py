@@ -12,7 +12,6 @@ from torch import Tensor
 
 from locfast.engine.precision import autocast
 from locfast.errors import UserError
-from locfast.random import Keys
 
 if TYPE_CHECKING:
     from locfast.engine.loop import Trainer
@@ -76,7 +75,7 @@ def _each_alone(run: Trainer, positions: Tensor) -> list[int]:
     parameters = run.parameters
     bad = []
     for batch in run.loader.batches(positions.split(1) if len(positions) else []):
-        draw = run.method.draw(Keys(run.config.seed, batch["epoch"], batch["index"]))
+        draw = run.method.draw(run.method.keys(run.config.seed, batch))
         with autocast(run.device, run.precision):
             loss = run.method.alone(batch, draw)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)

@@ -35,7 +35,6 @@ from locfast.errors import UserError
 from locfast.kernels import _backend
 from locfast.methods import create_method
 from locfast.methods.base import PREPARATION_EPOCH, Batch, Method
-from locfast.random import Keys
 
 
 def train(config: TrainConfig) -> Path:
@@ -190,7 +189,7 @@ def _prepare(method: Method, loader: Loader, plan: Plan, world: World, seed: int
 
     def batches() -> Iterator[tuple[Batch, Any]]:
         for batch in loader.sequential(PREPARATION_EPOCH, share.split(plan.micro_batch) if len(share) else []):
-            yield batch, method.draw(Keys(seed, batch["epoch"], batch["index"]))
+            yield batch, method.draw(method.keys(seed, batch))
 
     with torch.no_grad(), autocast(method.device, precision):
         method.prepare(batches(), world.sum)

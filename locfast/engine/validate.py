@@ -10,7 +10,6 @@ from locfast.data.spec import Source
 from locfast.engine.distributed import World
 from locfast.engine.precision import autocast
 from locfast.methods.base import VALIDATION_EPOCH, Method
-from locfast.random import Keys
 
 SHARE, MOST, FEWEST = 50, 1024, 20
 """Without --val one sample in SHARE is held out, at most MOST, and none of a source with fewer than FEWEST."""
@@ -57,7 +56,7 @@ class Validation:
         method.eval()
         sums: dict[str, torch.Tensor] = {}
         for batch in self.loader.sequential(VALIDATION_EPOCH, self.indices):
-            keys = Keys(self.seed, batch["epoch"], batch["index"])
+            keys = method.keys(self.seed, batch)
             with autocast(method.device, self.precision):
                 parts = method(batch, method.draw(keys))
             for name, value in parts.items():

@@ -70,6 +70,15 @@ class Method(nn.Module):
         """
         return []
 
+    draws_on_host: bool = False
+    """Whether the host must know what is drawn (which caption is read): it draws by itself then, and no GPU is waited
+    for."""
+
+    def keys(self, seed: int, batch: Batch) -> Keys:
+        """Who draws for a batch: on the device, or where the method draws on the host, there."""
+        who = batch["host"] if self.draws_on_host and "host" in batch else batch
+        return Keys(seed, who["epoch"], who["index"])
+
     def draw(self, keys: Keys) -> Any:
         """The method's random numbers for the samples of `keys`, on the device of `keys`."""
         raise NotImplementedError

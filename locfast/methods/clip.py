@@ -27,7 +27,6 @@ from locfast.random import Keys, uniform
 IMAGE = "image"
 OPEN_CLIP = "open_clip"
 """As --model: the image tower that the text tower came with."""
-FLAGS = ("--clip.text", "--clip.text-pretrained")
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,10 @@ class Clip(Method):
             lead to no tower.
     """
 
+    name = "clip"
+    """Of the method's own flags, for errors."""
     looks_ahead = True
+    draws_on_host = True
 
     def __init__(
         self,
@@ -76,13 +78,15 @@ class Clip(Method):
         self.config = config
         self.optim = config.optim
         weights = config.text_pretrained if pretrained else "none"
-        both, tokenizer = load_open_clip(config.text, weights, seed=seed, flags=FLAGS)
+        flags = (f"--{self.name}.text", f"--{self.name}.text-pretrained")
+        both, tokenizer = load_open_clip(config.text, weights, seed=seed, flags=flags)
         visual = both.visual
         self.text = TextEncoder(both, tokenizer, frozen=config.freeze_text)
         if model == OPEN_CLIP:
-            self.image = open_clip_image_tower(visual, config.text, image_size=image_size)
+            self.image = open_clip_image_tower(visual, config.text, image_size=image_size, flag=flags[0])
         else:
             how: dict[str, Any] = {"new_head": config.projection == "new", "seed": seed, "image_size": image_size}
+            how["section"] = self.name
             self.image = load_image_tower(model, self.text.joint_width, pretrained, **how)
         set_drop_path(self.image.backbone, config.drop_path)
         self.checkpointing = False
@@ -158,15 +162,12 @@ class Clip(Method):
         """Token ids of one caption a sample [B, L] int64, on the method's device."""
         records: list[Record] = batch["records"]
         choices = [[text for text in record.texts if text.strip()] for record in records]
-        several = any(len(captions) > 1 for captions in choices)
-        places = (
-            draw.tolist() if several else [0.0] * len(records)
-        )  # a device is waited for only where there is a choice
-        texts = [captions[int(place * len(captions))] for captions, place in zip(choices, places, strict=True)]
-        tokens = self.text.tokenize(texts)
-        if self.device.type == "cuda":
-            tokens = tokens.pin_memory()
-        return tokens.to(self.device, non_blocking=True)
+        texts = [own[int(place * len(own))] for own, place in zip(choices, draw.tolist(), strict=True)]
+        return self.upload(self.text.tokenize(texts))
+
+    def upload(self, tensor: Tensor) -> Tensor:
+        """A tensor of the host's on the method's device, without a wait for it."""
+        return (tensor.pin_memory() if self.device.type == "cuda" else tensor).to(self.device, non_blocking=True)
 
     def draw(self, keys: Keys) -> Tensor:
         """Which of a sample's captions is taken, as a place in [0, 1): [B]."""

@@ -38,3 +38,10 @@ def size(group: dist.ProcessGroup | None) -> int:
 def with_gradient(value: Tensor, source: Tensor) -> Tensor:
     """A scalar that is `value` to the bit and whose gradient is that of `source`."""
     return value.detach() + (source - source.detach())
+
+
+def total(numbers: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Numbers summed over ranks; without a gradient. All ranks call it."""
+    if group is not None:
+        dist.all_reduce(numbers, group=group)
+    return numbers

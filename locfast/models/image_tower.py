@@ -19,14 +19,15 @@ def load_image_tower(
     pretrained: bool = True,
     *,
     new_head: bool = False,
+    section: str = "clip",
     seed: int = 0,
     image_size: int | None = None,
 ) -> JointTower:
     """The backbone `name`, as `load_backbone` finds it, and its own projection to `width`, or a new one.
 
     Models with a projection of their own are timm folders and checkpoint files of a model with a head, and timm's CLIP
-    models that are no classifiers. new_head: a new one all the same. Raises UserError where its own has another
-    width, and for a model without a CLS token behind its final norm.
+    models that are no classifiers. new_head: a new one all the same. section: whose flags an error speaks of. Raises
+    UserError where its own has another width, and for a model without a CLS token behind its final norm.
     """
     own = 0 if new_head else own_width(name)
     backbone = load_backbone(name, pretrained, seed=seed, image_size=image_size, num_classes=own)
@@ -36,7 +37,7 @@ def load_image_tower(
     if tower.joint_dim != width:
         raise UserError(
             f"--model {name} projects to {tower.joint_dim} dimensions, and the text tower has {width}. Name the text "
-            "tower that it was trained with (--clip.text), or type --clip.projection new."
+            f"tower that it was trained with (--{section}.text), or type --{section}.projection new."
         )
     return trained(tower)
 

@@ -26,16 +26,18 @@ class _Recipe(NamedTuple):
     state: dict[str, Tensor]
 
 
-def open_clip_image_tower(visual: Any, name: str, *, image_size: int | None = None) -> JointTower:
+def open_clip_image_tower(
+    visual: Any, name: str, *, image_size: int | None = None, flag: str = "--clip.text"
+) -> JointTower:
     """`visual`, the image tower of open_clip's model `name`, in timm's modules, with its weights and its projection.
 
     CLIP's own VisionTransformer with a CLS token, and timm's trunks with a CLS token and a linear layer (EVA-02 CLIP).
-    image_size: position embeddings are resampled. Raises UserError for other towers.
+    image_size: position embeddings are resampled. flag: what the name was typed after. Raises UserError for others.
     """
     recipe = _recipe(visual)
     if recipe is None:
         raise UserError(
-            f"--model open_clip with --clip.text {name}: its image tower ({type(visual).__name__}) has no CLS token "
+            f"--model open_clip with {flag} {name}: its image tower ({type(visual).__name__}) has no CLS token "
             "with a linear projection behind it, as CLIP (ViT-B-16, ViT-L-14, ...) and EVA-02 CLIP have. Name one of "
             "those, or a timm model with a CLS token as --model."
         )

@@ -191,7 +191,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for seed in (4, 5):
         found.append(tmp_path_factory.mktemp("models") / f"clip{seed}")
         model = load_backbone("vit_base_patch16_clip_224", False, image_size=32, seed=seed, **TINY).model
-        save_for_hf(model, str(found[-1]), safe_serialization=True)
+        save_for_hf(model, str(found[-1]), model_args=model._model_args, safe_serialization=True)
     return found
 
 

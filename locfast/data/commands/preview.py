@@ -56,7 +56,6 @@ def look(config: TrainConfig, start: int, count: int) -> Sheet:
     from locfast.engine.precision import pick_device
     from locfast.engine.validate import split
     from locfast.methods import create_method
-    from locfast.random import Keys
 
     source, _ = split(open_source(config.data, seed=config.seed), config.val, config.seed)
     method = create_method(
@@ -74,7 +73,7 @@ def look(config: TrainConfig, start: int, count: int) -> Sheet:
     batch = next(loader.batches([torch.arange(start, start + count)]))
     batch = {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
     batch["views"] = {name: view.cpu() for name, view in batch["views"].items()}
-    draw = method.draw(Keys(config.seed, batch["epoch"], batch["index"]))
+    draw = method.draw(method.keys(config.seed, batch))
     sheet = Sheet(f"{source!r}, as {config.method} on {config.model} sees them with seed {config.seed}")
     for name, seen in method.seen(batch, draw).items():
         sheet.add_view(name, seen.images, spec.views[name], seen.visible, seen.masks)
