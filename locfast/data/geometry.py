@@ -14,16 +14,23 @@ def apply_to_boxes(geometry: Geometry, row: int, boxes: Tensor) -> tuple[Tensor,
     Returns the boxes [R, 4] fp32, clipped to the part that the view shows, and the share [R] of each box's area that
     is shown (0: outside, the clipped box is empty).
     """
-    shown, inside = geometry.box[row].double(), geometry.inside[row].double()
-    scale = (inside[2:] - inside[:2]) / (shown[2:] - shown[:2])
-    corners = (boxes.double().view(-1, 2, 2) - shown[:2]) * scale + inside[:2]
-    clipped = corners.clamp(inside[:2], inside[2:])
+    carried, share = carry(geometry, torch.full((len(boxes),), row), boxes.double())
+    return carried.float(), share.float()
+
+
+def carry(geometry: Geometry, rows: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """`apply_to_boxes` for boxes [K, 4] fp64 of any samples: `rows` [K] int64 says whose each is. Both in fp64."""
+    shown, inside = geometry.box[rows].double(), geometry.inside[rows].double()
+    first, last = inside[:, None, :2], inside[:, None, 2:]
+    start = shown[:, None, :2]
+    corners = (boxes.view(-1, 2, 2) - start) * ((last - first) / (shown[:, None, 2:] - start)) + first
+    clipped = corners.clamp(first, last)
     area, area_shown = (corners[:, 1] - corners[:, 0]).prod(-1), (clipped[:, 1] - clipped[:, 0]).prod(-1)
     share = torch.where(area > 0, area_shown / area, 0)
     left, top, right, bottom = clipped.flatten(1).unbind(-1)
-    if geometry.flip[row]:
-        left, right = geometry.size[1] - right, geometry.size[1] - left
-    return torch.stack([left, top, right, bottom], -1).float(), share.float()
+    flip, width = geometry.flip[rows], geometry.size[1]
+    mirrored = torch.where(flip, width - right, left), torch.where(flip, width - left, right)
+    return torch.stack([mirrored[0], top, mirrored[1], bottom], -1), share
 
 
 def apply_to_label_map(geometry: Geometry, row: int, label_map: Tensor, ignore: int = 255) -> Tensor:
