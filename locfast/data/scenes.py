@@ -12,10 +12,13 @@ a scene has the same bits on every device and in every batch.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from locfast.data.spec import Record
+from locfast.data.scene_words import boxes_in_sight, caption, phrase
+from locfast.data.spec import Record, Region
 from locfast.random import Keys, randint, random_words, uniform
 
 SIZE = 48
@@ -30,8 +33,14 @@ COLORS = {
 PAIRS = tuple((body, core) for body in range(len(COLORS)) for core in range(len(COLORS)) if body != core)
 CLASSES = ("unlabeled", *(f"{tuple(COLORS)[core]} in {tuple(COLORS)[body]}" for body, core in PAIRS))
 """Class names by id. 0 is the ground, as in COCO-Stuff maps shifted by one (the paper's probe)."""
+SHAPES = ("disc", "square")
+PHRASES = tuple(
+    tuple(phrase(tuple(COLORS)[body], tuple(COLORS)[core], shape) for shape in SHAPES) for body, core in PAIRS
+)
+"""What a region's text calls an object, by its pair of colours and its shape: "a red disc with a blue core"."""
 MIN_VISIBLE = 24
-"""Pixels of a class that must be in sight for it to count as present in an image-level label."""
+"""Pixels of a class that must be in sight for it to count as present in an image-level label; pixels of an object that
+must be in sight for it to be a region and to be named in the caption."""
 
 
 def _ground(keys: Keys) -> Tensor:
@@ -59,11 +68,31 @@ def _rim_distance(square: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return torch.where(square, torch.maximum(x.abs(), y.abs()) - 0.886, disc)
 
 
+@dataclass(frozen=True)
+class Scenes:
+    """Scenes as they are drawn, all uint8."""
+
+    image: Tensor  # [B, 3, SIZE, SIZE]
+    front: Tensor  # [B, SIZE, SIZE]: the object in sight at a pixel, from 1 on; 0: the ground
+    kind: Tensor  # [B, MAX_OBJECTS]: each object's class, an index of PAIRS
+    shape: Tensor  # [B, MAX_OBJECTS]: an index of SHAPES
+
+    def label(self) -> Tensor:
+        """Ids of CLASSES [B, SIZE, SIZE] uint8."""
+        ids = torch.nn.functional.pad(self.kind + 1, (1, 0))
+        return ids.gather(1, self.front.flatten(1).long()).view_as(self.front)
+
+
 def render_scenes(keys: Keys, max_objects: int = MAX_OBJECTS) -> tuple[Tensor, Tensor]:
+    """Images [B, 3, SIZE, SIZE] uint8 and label maps [B, SIZE, SIZE] uint8 (ids of CLASSES) of `draw_scenes`."""
+    scenes = draw_scenes(keys, max_objects)
+    return scenes.image, scenes.label()
+
+
+def draw_scenes(keys: Keys, max_objects: int = MAX_OBJECTS) -> Scenes:
     """Draw the scenes of `keys`, each with 1 .. `max_objects` objects, later ones in front of earlier ones.
 
-    Returns images [B, 3, SIZE, SIZE] uint8 and label maps [B, SIZE, SIZE] uint8 (ids of CLASSES), on the device of
-    `keys`. A scene drawn with fewer `max_objects` shows the first of the same objects.
+    All is on the device of `keys`. A scene drawn with fewer `max_objects` shows the first of the same objects.
     """
     device = keys.index.device
     number = 1 + randint(keys, "scene.count", 1, max_objects)[:, 0]
@@ -73,7 +102,7 @@ def render_scenes(keys: Keys, max_objects: int = MAX_OBJECTS) -> tuple[Tensor, T
     pairs = torch.tensor(PAIRS, device=device)
 
     image = _ground(keys)
-    label = torch.zeros(len(keys), SIZE, SIZE, dtype=torch.uint8, device=device)
+    front = torch.zeros(len(keys), SIZE, SIZE, dtype=torch.uint8, device=device)
     pixel = torch.arange(SIZE, device=device) + 0.5
     for layer in range(min(MAX_OBJECTS, max_objects)):
         d = draws[:, layer, :, None, None]
@@ -100,8 +129,9 @@ def render_scenes(keys: Keys, max_objects: int = MAX_OBJECTS) -> tuple[Tensor, T
         body, core = body[:, :, None, None], core[:, :, None, None]
         paint = ((body + (core - body) * in_core) * shade).clamp(0, 1)
         image = image + (paint - image) * cover[:, None]
-        label = torch.where(cover > 0.5, (kind[:, layer, None, None] + 1).to(torch.uint8), label)
-    return (image.clamp(0, 1) * 255 + 0.5).to(torch.uint8), label
+        front = torch.where(cover > 0.5, layer + 1, front)
+    shape = (draws[:, :, 4] < 0.5).byte()
+    return Scenes((image.clamp(0, 1) * 255 + 0.5).to(torch.uint8), front, kind.byte(), shape)
 
 
 def scene_keys(seed: int, start: int, count: int, device: torch.device | str = "cpu") -> Keys:
@@ -117,16 +147,17 @@ def present_classes(label: Tensor, min_pixels: int = MIN_VISIBLE) -> Tensor:
 
 
 class SceneSource:
-    """Scenes `start` .. `start + length - 1` of the stream `seed`, as encoded records (P6 image, P5 label map).
+    """Scenes `start` .. `start + length - 1` of the stream `seed`, as encoded records: a P6 image, a P5 label map, the
+    box and the phrase of every object in sight (those behind first), and a caption that names them all.
 
-    Scenes are drawn a block at a time and every block is kept (9 KB a scene), so reading in any order is fast.
+    Scenes are drawn a block at a time and every block is kept (10 KB a scene), so reading in any order is fast.
     """
 
     block = 256
 
     def __init__(self, length: int, seed: int = 0, start: int = 0, max_objects: int = MAX_OBJECTS) -> None:
         self.length, self.seed, self.start, self.max_objects = length, seed, start, max_objects
-        self._blocks: dict[int, tuple[Tensor, Tensor]] = {}
+        self._blocks: dict[int, tuple[Tensor, Tensor, list[tuple[Region, ...]]]] = {}
 
     def __len__(self) -> int:
         return self.length
@@ -136,21 +167,42 @@ class SceneSource:
 
     def tensors(self, start: int, count: int) -> tuple[Tensor, Tensor]:
         """Images [count, 3, SIZE, SIZE] and label maps [count, SIZE, SIZE], uint8, of scenes in a row."""
-        return render_scenes(scene_keys(self.seed, self.start + start, count), self.max_objects)
+        scenes = self._scenes(start, count)
+        return scenes.image, scenes.label()
+
+    def _scenes(self, start: int, count: int) -> Scenes:
+        return draw_scenes(scene_keys(self.seed, self.start + start, count), self.max_objects)
 
     def read(self, index: int) -> Record:
         if not 0 <= index < self.length:
             raise IndexError(f"scene {index} of {self.length}")
         block, row = divmod(index, self.block)
         if block not in self._blocks:
-            images, labels = self.tensors(block * self.block, min(self.block, self.length - block * self.block))
-            self._blocks[block] = images.permute(0, 2, 3, 1).contiguous(), labels
-        images, labels = self._blocks[block]
+            self._blocks[block] = self._drawn(block * self.block, min(self.block, self.length - block * self.block))
+        image, label, regions = (part[row] for part in self._blocks[block])
         return Record(
-            image=b"P6 %d %d 255\n" % (SIZE, SIZE) + images[row].numpy().tobytes(),
+            image=b"P6 %d %d 255\n" % (SIZE, SIZE) + image.numpy().tobytes(),
             name=self.name(index),
-            label_map=b"P5 %d %d 255\n" % (SIZE, SIZE) + labels[row].numpy().tobytes(),
+            text=caption([region.text for region in regions]),
+            regions=regions,
+            label_map=b"P5 %d %d 255\n" % (SIZE, SIZE) + label.numpy().tobytes(),
         )
+
+    def _drawn(self, start: int, count: int) -> tuple[Tensor, Tensor, list[tuple[Region, ...]]]:
+        scenes = self._scenes(start, count)
+        boxes = boxes_in_sight(scenes.front, MAX_OBJECTS, MIN_VISIBLE)
+        pixels = scenes.image.permute(0, 2, 3, 1).contiguous()
+        objects = zip(boxes.tolist(), scenes.kind.tolist(), scenes.shape.tolist(), strict=True)
+        return pixels, scenes.label(), [_regions(*each) for each in objects]
 
     def __repr__(self) -> str:
         return f"{len(self)} scenes of the demo, seed {self.seed}"
+
+
+def _regions(boxes: list[list[int]], kinds: list[int], shapes: list[int]) -> tuple[Region, ...]:
+    """The objects of a scene that are in sight; a box of -1 is of one that is not."""
+    return tuple(
+        Region((float(left), float(top), float(right), float(bottom)), PHRASES[kind][shape])
+        for (left, top, right, bottom), kind, shape in zip(boxes, kinds, shapes, strict=True)
+        if left >= 0
+    )
