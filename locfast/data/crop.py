@@ -20,7 +20,7 @@ ATTEMPTS = 10
 
 @dataclass(frozen=True)
 class Plan:
-    """How one view is made: resize `box` onto the rectangle `inside` of the view, reflect into the rest, flip."""
+    """How one view is made: resize `box` onto the rectangle `inside` of the view, fill the rest, flip."""
 
     size: tuple[int, int]  # height, width of the view
     box: tuple[float, float, float, float]  # left, top, right, bottom in source pixels (after EXIF rotation)
@@ -31,6 +31,8 @@ class Plan:
     """Height and width of the whole image once it is resized, where a view is cut out of that: its filter sees the
     pixels around the box. None: the box is cut out first, and the filter sees nothing around it, which is what
     torchvision's random resized crop does."""
+    border: tuple[int, int, int] | None = None
+    """RGB levels of what lies around `inside`; None: the image is reflected into it."""
 
     @property
     def shrink(self) -> float:
@@ -61,12 +63,26 @@ def plan(view: View, source: tuple[int, int], numbers: Sequence[float]) -> Plan:
         box = (x.source_start, y.source_start, x.source_end, y.source_end)
         inside = (x.start, y.start, x.end, y.end)
     chosen = ("bilinear", "bicubic")[interpolation >= 0.5] if view.interpolation == "random" else view.interpolation
-    return Plan(view.size, box, inside, view.flip and flip < 0.5, chosen, resized)
+    border = border_of(view) if view.crop == "pad" else None
+    return Plan(view.size, box, inside, view.flip and flip < 0.5, chosen, resized, border)
+
+
+def border_of(view: View) -> tuple[int, int, int]:
+    """The colour around an image that is padded: zero once it is normalised, up to the rounding to 8 bits.
+
+    Reflected pixels would show objects a second time, which no box covers.
+    """
+    red, green, blue = (min(255, max(0, round(255 * mean))) for mean in view.mean)
+    return red, green, blue
 
 
 def _resized(view: View, source: tuple[int, int], numbers: Sequence[float]) -> tuple[int, int]:
     """Height and width that the whole image is resized to before a part of it is taken."""
     height, width = source
+    if view.crop == "pad":  # the long side exact and the other one rounded down, as tf.image.resize_with_pad does
+        if height * view.size[1] > width * view.size[0]:
+            return view.size[0], max(1, width * view.size[0] // height)
+        return max(1, height * view.size[1] // width), view.size[1]
     # timm's evaluation transform rounds the size before the crop down.
     share = 1.0 if view.crop == "simple_resized" else view.crop_pct
     target = tuple(math.floor(side / share) for side in view.size)

@@ -179,13 +179,14 @@ class SceneSource:
         block, row = divmod(index, self.block)
         if block not in self._blocks:
             self._blocks[block] = self._drawn(block * self.block, min(self.block, self.length - block * self.block))
-        image, label, regions = (part[row] for part in self._blocks[block])
+        images, labels, said = self._blocks[block]
+        regions = said[row]
         return Record(
-            image=b"P6 %d %d 255\n" % (SIZE, SIZE) + image.numpy().tobytes(),
+            image=b"P6 %d %d 255\n" % (SIZE, SIZE) + images[row].numpy().tobytes(),
             name=self.name(index),
             text=caption([region.text for region in regions]),
             regions=regions,
-            label_map=b"P5 %d %d 255\n" % (SIZE, SIZE) + label.numpy().tobytes(),
+            label_map=b"P5 %d %d 255\n" % (SIZE, SIZE) + labels[row].numpy().tobytes(),
         )
 
     def _drawn(self, start: int, count: int) -> tuple[Tensor, Tensor, list[tuple[Region, ...]]]:

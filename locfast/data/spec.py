@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, get_args
 if TYPE_CHECKING:
     from torch import Tensor
 
-CropPolicy = Literal["center", "zoom_center", "random_resized", "simple_resized", "squash"]
+CropPolicy = Literal["center", "zoom_center", "random_resized", "simple_resized", "squash", "pad"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random"]
 PADDING = 4
 """Pixels that simple_resized reflects beyond each side of the resized image before it crops."""
@@ -68,10 +68,12 @@ class View:
     """center: the backbone's evaluation transform (resize the short side by 1/crop_pct, centre crop);
     zoom_center: random zoom and aspect, centre crop or reflect pad; random_resized: random resized crop;
     simple_resized: resize the short side, reflect-pad by 4 pixels, crop at random (DeiT III's simple random crop);
-    squash: resize both sides, aspect lost."""
+    squash: resize both sides, aspect lost;
+    pad: resize the long side to the view, the image in the middle, the rest in the colour of `mean` (CLOC)."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Range of the area of a random resized crop, or of a zoom, as a share of the image; MAE and UTA take (0.2, 1)."""
     crop_pct: float = 1.0
+    """For center and squash: the share of each side that is left of the resized image."""
     interpolation: Interpolation = "bicubic"
     """A filter of PIL; random: bilinear or bicubic, drawn for each sample."""
     flip: bool = False

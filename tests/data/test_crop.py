@@ -3,6 +3,7 @@
 import io
 import random
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -116,6 +117,35 @@ def test_a_simple_resized_view_equals_torchvisions_for_the_same_offsets(picture,
     assert_same_pixels(render(encode(image, "PNG"), wanted, numbers), np.asarray(theirs))
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("side", [(224, 224), (112, 161), (33, 20)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "lanczos"])
+def test_a_padded_view_is_the_resized_image_in_the_middle_of_the_mean_colour(picture, encode, size, side, interpolation):
+    """As tf.image.resize_with_pad computes sizes: the image's by the larger of both ratios, rounded down."""
+    image = picture(*size)
+    ratio = max(Fraction(size[0], side[1]), Fraction(size[1], side[0]))
+    resized = image.resize([max(1, int(length / ratio)) for length in size], Image.Resampling[interpolation.upper()])
+    page = Image.new("RGB", side[::-1], (102, 51, 184))
+    page.paste(resized, ((side[1] - resized.width) // 2, (side[0] - resized.height) // 2))
+    wanted = replace(view(size=side, crop="pad", interpolation=interpolation, flip=True), mean=(0.4, 0.2, 0.72))
+    data = encode(image, "PNG")
+    assert_same_pixels(render(data, wanted, [0.9, 0.9]), np.asarray(page))
+    flipped = render(data, wanted, [0.1, 0.9])
+    assert_same_pixels(flipped, np.asarray(page.transpose(Image.Transpose.FLIP_LEFT_RIGHT)))
+
+
+def test_a_padded_view_keeps_the_aspect_of_its_image():
+    """To a pixel of the shorter side, over images of all shapes and views of three."""
+    for side in ((224, 224), (96, 130), (130, 96)):
+        for height, width in np.random.default_rng(0).integers(1, 2000, (300, 2)).tolist():
+            x0, y0, x1, y1 = plan(view(size=side, crop="pad"), (height, width), [0.0, 0.0]).inside
+            assert (x0, x1) == (0, side[1]) or (y0, y1) == (0, side[0])
+            scale = min(side[0] / height, side[1] / width)
+            assert -1e-9 <= width * scale - (x1 - x0) < 1 or x1 - x0 == 1
+            assert -1e-9 <= height * scale - (y1 - y0) < 1 or y1 - y0 == 1
+            assert 0 <= side[1] - x1 - x0 <= 1 and 0 <= side[0] - y1 - y0 <= 1
+
+
 def test_every_offset_of_a_simple_resized_view_is_as_likely():
     """On a square: 0 to 8 each way, of 9000 draws 1000 each; 4.5 standard deviations are 134."""
     wanted = view(size=(64, 64), crop="simple_resized", flip=True)
@@ -194,7 +224,7 @@ def test_random_resized_crops_have_the_geometry_that_timms_have(scale):
         assert np.abs(difference).max() < 0.03 * length
 
 
-@pytest.mark.parametrize("crop", ["center", "zoom_center", "random_resized", "simple_resized", "squash"])
+@pytest.mark.parametrize("crop", ["center", "zoom_center", "random_resized", "simple_resized", "squash", "pad"])
 @pytest.mark.parametrize("size", [(120, 90), (97, 1000), (40, 31), (1, 1), (3, 900), (900, 2)])
 def test_every_policy_fills_the_view_for_every_size_of_image(picture, encode, crop, size):
     wanted = view(size=(32, 48), crop=crop, interpolation="random", flip=True)

@@ -39,6 +39,7 @@ POLICIES = {
     "random_resized": View((224, 160), HALF, HALF, crop="random_resized", flip=True),
     "simple_resized": View((224, 224), HALF, HALF, crop="simple_resized", flip=True),
     "squash": View((96, 128), HALF, HALF, crop="squash", interpolation="lanczos"),
+    "pad": View((224, 160), HALF, HALF, crop="pad", flip=True),
 }
 WITHIN = {"dali": 0.35, "torchvision": 0.05}
 """Mean difference of a view from the CPU decoder's, over photographs, in levels of 255. The JPEG library is the same
@@ -99,6 +100,38 @@ def test_decoders_agree_on_photographs(shared, name, policy):
     assert off[~drafted].max() <= WITHIN[name] * 2
     assert off[~drafted].mean() <= WITHIN[name]
     assert (off[drafted] < 1).all()
+
+
+@decoders
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("size", [(300, 200), (200, 300), (30, 20), (20, 31), (257, 256), (9, 900), (900, 3), (64, 96)])
+@pytest.mark.parametrize("wanted", [(96, 96), (64, 97), (97, 64)])
+def test_decoders_pad_to_the_same_place_and_colour(picture, encode, name, orientation, size, wanted):
+    """Larger and smaller images than the view, wide and tall, with an odd and an even number of pixels around them."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    mean, std = (0.31, 0.5, 0.72), (0.2, 0.3, 0.25)
+    spec = ImageSpec({"image": View(wanted, mean, std, crop="pad", flip=True)})
+    images, expected = planned(spec, [encode(picture(*size, i), quality=95, exif=exif) for i in range(6)])
+    assert {image.plans["image"].flip for image in images} == {True, False}
+    decoder = make(name, spec)
+    decoder.begin(images)
+    views = decoder.end()["image"]
+    for image, view, pixels in zip(images, views, expected["image"], strict=True):
+        made = image.plans["image"]
+        x0, y0, x1, y1 = made.inside
+        if made.flip:
+            x0, x1 = wanted[1] - x1, wanted[1] - x0
+        around = torch.ones(wanted, dtype=torch.bool)
+        around[y0:y1, x0:x1] = False
+        found = (view * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)) * 255
+        if min(size) > 9:  # of a line of pixels a decoder's filter and the CPU's, which may be given 1/4, have little
+            drafted = made.shrink >= 4
+            assert (found - pixels)[:, ~around].abs().mean() <= (1 if drafted else WITHIN[name] * 2)
+        assert (found - torch.tensor([79, 128, 184]).view(3, 1, 1))[:, around].abs().sum() < 1e-3 * around.sum() + 1e-9
+        assert (pixels[:, around] == torch.tensor([[79], [128], [184]])).all()
+        # half a level, in standard deviations
+        assert not around.any() or view[:, around].abs().max() < 0.51 / 255 / min(std)
 
 
 @decoders

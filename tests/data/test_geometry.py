@@ -12,7 +12,7 @@ from locfast.data.spec import View
 from locfast.random import Keys
 
 BOX = (70, 40, 130, 90)
-POLICIES = ["center", "zoom_center", "random_resized", "simple_resized", "squash"]
+POLICIES = ["center", "zoom_center", "random_resized", "simple_resized", "squash", "pad"]
 
 
 def marked(encode, orientation: int = 1) -> bytes:

@@ -13,7 +13,7 @@ from locfast.data.regions.in_view import REASONS, regions_in_view
 from locfast.data.spec import Geometry, Record, Region, View
 from locfast.random import Keys
 
-POLICIES = ["center", "zoom_center", "random_resized", "simple_resized", "squash"]
+POLICIES = ["center", "zoom_center", "random_resized", "simple_resized", "squash", "pad"]
 WHOLE = Plan((100, 200), (0, 0, 400, 200), (0, 0, 200, 100), False, "bilinear")
 """An image of 400 x 200 shown whole at half its size."""
 
@@ -26,7 +26,7 @@ def drawn(policy: str, count: int) -> tuple[Geometry, list[Record]]:
     """Views of images of all sizes, with boxes inside, outside and across the rim, some of them degenerate."""
     view = View((96, 80), (0.5,) * 3, (0.5,) * 3, crop=policy, flip=True, crop_pct=0.9)
     numbers = draw_numbers(view, "image", Keys(0, torch.zeros(count).long(), torch.arange(count)))
-    random = np.random.default_rng(POLICIES.index(policy) if policy in POLICIES else 99)
+    random = np.random.default_rng(POLICIES.index(policy))
     sizes = [tuple(random.integers(20, 400, 2).tolist()) for _ in range(count)]
     records = []
     for height, width in sizes:

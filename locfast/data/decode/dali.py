@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from locfast.data.crop import Plan, border_of
 from locfast.data.decode.device import BatchFailed, Encoded, Unavailable, check_spec
 from locfast.data.decode.filters import seen
-from locfast.data.decode.reflect import fill, is_plain
-from locfast.data.spec import ImageSpec
+from locfast.data.decode.reflect import fill, is_reflected
+from locfast.data.spec import ImageSpec, View
 
 THREADS = 4
 """CPU threads of the pipeline: on a GPU they parse headers and decode what the chip's JPEG engine leaves to them."""
@@ -106,8 +107,10 @@ class DaliDecoder:
             shown = [(p.inside[3] - p.inside[1], p.inside[2] - p.inside[0]) for p in plans]
             feed(f"{name}.size", np.array(shown, np.float32))
             feed(f"{name}.filter", np.array([self.filters[plan.interpolation] for plan in plans], np.int32))
-            # where a view shows more than its image, the gather that reflects turns it as well
-            feed(f"{name}.mirror", np.array([plan.flip and is_plain(plan) for plan in plans], np.int32))
+            # where a view reflects its image, the gather that does so turns it as well
+            feed(f"{name}.mirror", np.array([plan.flip and not is_reflected(plan) for plan in plans], np.int32))
+            for axis in (0, 1):
+                feed(f"{name}.place_{'yx'[axis]}", np.array([_place(plan, axis) for plan in plans], np.float32))
         self.pipeline.schedule_run()
 
 
@@ -121,6 +124,22 @@ def _number(device: torch.device) -> int | None:
 def _yx(corners: Sequence[Sequence[float]], origins: Sequence[Sequence[float]], dtype: type) -> np.ndarray:
     """Corners (x, y) relative to the left and top of `origins`, as DALI's [y, x]."""
     return np.array([(y - o[1], x - o[0]) for (x, y), o in zip(corners, origins, strict=True)], dtype)
+
+
+def _place(plan: Plan, axis: int) -> float:
+    """Where DALI puts the shown part in a view along `axis` (0: y, 1: x), as a share of the room around it.
+
+    A part that `fill` reflects from has its place at the top left.
+    """
+    before, end = plan.inside[1 - axis], plan.inside[3 - axis]
+    return 0.0 if is_reflected(plan) or not before else before / (plan.size[axis] - (end - before))
+
+
+def _normalised_border(view: View) -> list[float]:
+    """What DALI puts around the shown part: it does not normalise that."""
+    if view.crop != "pad":
+        return [0.0] * 3
+    return [(level / 255 - mean) / std for level, mean, std in zip(border_of(view), view.mean, view.std, strict=True)]
 
 
 def _define(spec: ImageSpec, **options: Any) -> Any:
@@ -159,9 +178,10 @@ def _define(spec: ImageSpec, **options: Any) -> Any:
                 fn.crop_mirror_normalize(
                     resized,
                     crop=view.size,
-                    crop_pos_x=0.0,
-                    crop_pos_y=0.0,
+                    crop_pos_y=numbers(f"{name}.place_y", types.FLOAT, 0),
+                    crop_pos_x=numbers(f"{name}.place_x", types.FLOAT, 0),
                     out_of_bounds_policy="pad",
+                    fill_values=_normalised_border(view),
                     mirror=numbers(f"{name}.mirror", types.INT32, 0),
                     mean=[255 * mean for mean in view.mean],
                     std=[255 * std for std in view.std],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -66,10 +67,25 @@ def resample(image: Tensor, plan: Plan) -> Tensor:
 
     PIL resizes rows first and rounds to 8 bits in between, and so does this.
     """
+    if plan.border is not None:
+        return _padded(image, plan, plan.border)
     left, top, right, bottom = seen(plan, (image.shape[1], image.shape[2]))
     part = image[:, top:bottom, left:right].contiguous().float()  # decoders give rows of RGB
     rows = (part @ matrix(plan, 1, left, right, image.device).T).round_().clamp_(0, 255)
     return (matrix(plan, 0, top, bottom, image.device) @ rows).round_().clamp_(0, 255)
+
+
+def _padded(image: Tensor, plan: Plan, border: tuple[int, int, int]) -> Tensor:
+    left, top, right, bottom = plan.inside
+    size = (bottom - top, right - left)
+    part = resample(image, replace(plan, size=size, inside=(0, 0, size[1], size[0]), border=None))
+    if plan.flip:
+        left, right = plan.size[1] - right, plan.size[1] - left
+    view = torch.empty(3, *plan.size, device=image.device)
+    for channel, level in zip(view, border, strict=True):  # a tensor of levels would wait for the GPU
+        channel.fill_(level)
+    view[:, top:bottom, left:right] = part
+    return view
 
 
 def resample_all(images: Sequence[Tensor], plans: Sequence[Plan]) -> Tensor:

@@ -29,18 +29,18 @@ def source_pixels(plans: Sequence[Plan], axis: int) -> Tensor:
     return reflect(position - starts, ends - starts)
 
 
-def is_plain(plan: Plan) -> bool:
-    """Whether the view shows the image everywhere."""
+def is_reflected(plan: Plan) -> bool:
+    """Whether the view shows no image somewhere, and reflects it into there."""
     height, width = plan.size
-    return plan.inside == (0, 0, width, height)
+    return plan.border is None and plan.inside != (0, 0, width, height)
 
 
 def fill(views: Tensor, plans: Sequence[Plan]) -> Tensor:
     """Views [B, 3, h, w] whose shown part lies at their top left, unflipped, where `plans` want it: one gather.
 
-    Rows that show the image everywhere are taken as they are, flipped or not.
+    Rows that reflect nothing are taken as they are, flipped or not.
     """
-    rows = [i for i, plan in enumerate(plans) if not is_plain(plan)]
+    rows = [i for i, plan in enumerate(plans) if is_reflected(plan)]
     if not rows:
         return views
     chosen = [plans[i] for i in rows]

@@ -60,10 +60,14 @@ def _by_pil(
 
 
 def place(part: np.ndarray, plan: Plan) -> np.ndarray:
-    """The view [h, w, 3] of `plan` around what `resize` gave: reflected where it shows no image, then flipped."""
+    """The view [h, w, 3] of `plan` around what `resize` gave: filled where it shows no image, then flipped."""
     x0, y0, x1, y1 = plan.inside
     height, width = plan.size
-    if plan.inside != (0, 0, width, height):
+    if plan.border is not None:
+        view = np.full((height, width, 3), plan.border, np.uint8)
+        view[y0:y1, x0:x1] = part
+        part = view
+    elif plan.inside != (0, 0, width, height):
         part = np.pad(part, ((y0, height - y1), (x0, width - x1), (0, 0)), mode="reflect")
     # torch turns a view in 0.06 ms, a copy out of numpy's mirrored strides takes 0.4
     return torch.from_numpy(part).flip(1).numpy() if plan.flip else part
