@@ -19,7 +19,7 @@ from locfast.data.decode.choice import choose
 from locfast.data.decode.device import BatchFailed, InUse, why_not
 from locfast.data.order import Shuffle, arrange, foresee
 from locfast.data.reader import Done, Job, Reader
-from locfast.data.sources.texts import check_texts
+from locfast.data.sources.needed import check_regions, check_texts
 from locfast.data.spec import ImageSpec, Source
 from locfast.data.watch import Watch, explain_dead_worker, timed
 from locfast.errors import UserError
@@ -87,6 +87,8 @@ class Loader:
         self.source, self.spec, self.device = source, spec, torch.device(device)
         if spec.text:
             check_texts(source)
+        if spec.regions:
+            check_regions(source)
         ordered, self.order = arrange(source, seed, shuffle)
         self.workers = default_workers() if workers is None else workers
         self.pin = self.device.type == "cuda" if pin is None else pin

@@ -106,6 +106,8 @@ class ImageSpec:
     """Also hand on every sample's `Record` (name, texts, regions), without the bytes of image and label map."""
     text: bool = False
     """Every sample must have a text that is not blank: one without counts as unreadable."""
+    regions: bool = False
+    """Some samples must have regions (in `records`); one without is as good as any."""
 
 
 @dataclass(frozen=True)

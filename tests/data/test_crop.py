@@ -120,7 +120,7 @@ def test_a_simple_resized_view_equals_torchvisions_for_the_same_offsets(picture,
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("side", [(224, 224), (112, 161), (33, 20)])
 @pytest.mark.parametrize("interpolation", ["bicubic", "lanczos"])
-def test_a_padded_view_is_the_resized_image_in_the_middle_of_the_mean_colour(picture, encode, size, side, interpolation):
+def test_a_padded_view_is_the_image_in_the_middle_of_the_mean_colour(picture, encode, size, side, interpolation):
     """As tf.image.resize_with_pad computes sizes: the image's by the larger of both ratios, rounded down."""
     image = picture(*size)
     ratio = max(Fraction(size[0], side[1]), Fraction(size[1], side[0]))

@@ -41,8 +41,14 @@ def _region(number: int, one: Any) -> Region:
         raise ValueError(f'"text" of region {number} is {_shown(text)}, which is no string')
     if not _is_number(score):
         raise ValueError(f'"score" of region {number} is {_shown(score)}, which is no number')
-    left, top, right, bottom = map(float, box)
-    return Region((left, top, right, bottom), text.strip(), float(score))
+    try:
+        text.encode()
+        left, top, right, bottom, sure = map(float, (*box, score))
+    except UnicodeEncodeError:
+        raise ValueError(f'"text" of region {number} has half of a surrogate pair') from None
+    except OverflowError:
+        raise ValueError(f"a number of region {number} has hundreds of digits") from None
+    return Region((left, top, right, bottom), text.strip(), sure)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,31 +1,35 @@
-"""Images with texts in a JSON Lines file: {"image": path, "text": a caption or several} a line."""
+"""Images with texts and regions in a JSON Lines file, one image a line."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from locfast.data.regions.json_form import parse_regions
 from locfast.data.sources.file_list import LOOKED_AT
 from locfast.data.sources.names import Names
-from locfast.data.spec import Record
+from locfast.data.spec import Record, Region
 from locfast.errors import UserError
 
 EXAMPLE = '{"image": "photos/1.jpg", "text": "a dog on a beach"}'
+WITH_REGIONS = EXAMPLE[:-1] + ', "regions": [{"box": [40, 60, 200, 180], "text": "a dog"}]}'
 
 
 class JsonLines:
-    """The images of a .jsonl file, in its order: a line is {"image": path, "text": a caption or a list of captions}.
+    """The images of a .jsonl file, in its order: a line is {"image": path, "text": a caption or a list of captions,
+    "regions": see `parse_regions`}.
 
     Paths are relative to the file's folder. Empty lines, blank captions and other keys do not count. Images without a
-    caption are kept, as long as some have one. Raises UserError that names the line of whatever is wrong.
+    caption or regions are kept, as long as some have either. Raises UserError that names the line of whatever is wrong.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.captioned = 0
+        self.described = 0
         try:
-            self._pairs = Names(self._read())
+            self._lines = Names(self._read())
         except UnicodeDecodeError:
             raise UserError(
                 f"asked for the pairs {path}, found a file that is not UTF-8 text; write lines like {EXAMPLE}"
@@ -34,8 +38,8 @@ class JsonLines:
             raise UserError(
                 f"asked for the pairs {path}, which cannot be read ({error.strerror}); check its permissions"
             ) from None
-        if not self.captioned:
-            found = f"{len(self)} images in it, but no text" if len(self) else "no line in it"
+        if not self.described:
+            found = f"{len(self)} images in it, but no text and no regions" if len(self) else "no line in it"
             raise UserError(f"asked for the pairs {path}, found {found}; write lines like {EXAMPLE}")
         some = range(0, len(self), -(-len(self) // LOOKED_AT))
         if not any(Path(self.name(i)).is_file() for i in some):
@@ -45,36 +49,47 @@ class JsonLines:
             )
 
     def _read(self) -> Iterator[str]:
-        """[image, caption, ...] as JSON, for every line that is not empty."""
+        """`_packed` for every line that is not empty."""
         with open(self.path, encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     try:
-                        image, texts = _pair(line)
+                        image, texts, regions = _parsed(line)
                     except ValueError as error:
+                        example = WITH_REGIONS if '"regions"' in line else EXAMPLE
                         raise UserError(
-                            f"asked for the pairs {self.path}, found line {number} wrong: {error}; write {EXAMPLE}"
+                            f"asked for the pairs {self.path}, found line {number} wrong: {error}; write {example}"
                         ) from None
-                    self.captioned += bool(texts)
-                    yield json.dumps([image, *texts])
+                    self.described += bool(texts or regions)
+                    yield _packed(image, texts, regions)
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self._lines)
 
     def name(self, index: int) -> str:
-        return str(self.path.parent / json.loads(self._pairs[index])[0])
+        return str(self.path.parent / json.loads(self._lines[index])[0])
 
     def read(self, index: int) -> Record:
-        image, *texts = json.loads(self._pairs[index])
+        image, texts, *regions = json.loads(self._lines[index])
         name = str(self.path.parent / image)
-        return Record(Path(name).read_bytes(), name, texts=tuple(texts))
+        return Record(Path(name).read_bytes(), name, regions=_unpacked(*regions), texts=tuple(texts))
 
     def __repr__(self) -> str:
-        return f"{len(self)} images with texts listed in {self.path}"
+        return f"{len(self)} images with texts or regions listed in {self.path}"
 
 
-def _pair(line: str) -> tuple[str, list[str]]:
-    """The image and the captions of a line. Raises ValueError that says what is wrong."""
+def _packed(image: str, texts: list[str], regions: tuple[Region, ...] | None) -> str:
+    """What a line says, in few bytes: [image, captions, regions], the last left out where they are None."""
+    packed = [] if regions is None else [[[*region.box, region.score, region.text] for region in regions]]
+    return json.dumps([image, texts, *packed], separators=(",", ":"))
+
+
+def _unpacked(regions: list[list[Any]] | None = None) -> tuple[Region, ...] | None:
+    return None if regions is None else tuple(Region(tuple(box), text, score) for *box, score, text in regions)
+
+
+def _parsed(line: str) -> tuple[str, list[str], tuple[Region, ...] | None]:
+    """The image, the captions and the regions of a line. Raises ValueError that says what is wrong."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -93,7 +108,7 @@ def _pair(line: str) -> tuple[str, list[str]]:
         "".join((image, *texts)).encode()
     except UnicodeEncodeError:
         raise ValueError("half of a surrogate pair, which neither file names nor tokenizers take") from None
-    return image, [stripped for text in texts if (stripped := text.strip())]
+    return image, [stripped for text in texts if (stripped := text.strip())], parse_regions(value)
 
 
 def _shown(value: object) -> str:
