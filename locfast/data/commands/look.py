@@ -7,18 +7,19 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image
 
-from locfast.data.crop import Plan
+from locfast.data.crop import Plan, geometry
 from locfast.data.decode.cpu import CpuDecoder, decode_label_map
 from locfast.data.orphan import pool
 from locfast.data.reader import explain
+from locfast.data.regions.in_view import regions_in_view
 from locfast.data.sources import sample_name
-from locfast.data.spec import Source
+from locfast.data.spec import Record, Source
 from locfast.errors import UserError
 
 COLOURS = {"1": "black and white", "L": "grey", "LA": "grey with transparency", "P": "palette", "CMYK": "CMYK"} | {
@@ -44,6 +45,9 @@ class Look:
     colours: str = ""
     rotated: bool = False
     extras: tuple[str, ...] = ()
+    regions: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    """How many of the regions are of no use in any view, by reason."""
     problem: str = ""
 
 
@@ -53,14 +57,25 @@ def look(source: Source, index: int) -> Look:
         record = source.read(index)
         picture = CpuDecoder().open(record.image)
         height, width = picture.size
-        picture.render([Plan((224, 224), (0, 0, width, height), (0, 0, 224, 224), False, "bicubic")])
+        whole = Plan((224, 224), (0, 0, width, height), (0, 0, 224, 224), False, "bicubic")
+        picture.render([whole])
         if record.label_map is not None:
             decode_label_map(record.label_map)
         kind, colours, rotated = header(record.image)
     except Exception as error:  # a source may raise anything, and the loader replaces a sample whatever it raised
         return Look(index, sample_name(source, index), problem=explain(error))
     extras = tuple(name for name in ("text", "regions", "label_map") if getattr(record, name) is not None)
-    return Look(index, record.name, len(record.image), picture.size, kind, colours, rotated, extras)
+    faults = region_faults(record, whole, picture.size)
+    told = (len(record.image), picture.size, kind, colours, rotated, extras, len(record.regions or ()), faults)
+    return Look(index, record.name, *told)
+
+
+def region_faults(record: Record, whole: Plan, size: tuple[int, int]) -> dict[str, int]:
+    """Regions of no use even where the view is the whole image, by reason; reasons without any are left out."""
+    if not record.regions:
+        return {}
+    found = regions_in_view([record], geometry([whole], [size]), min_shown=0.0, min_side=0.0)
+    return {reason: number for reason, number in found.dropped.items() if number}
 
 
 def header(data: bytes) -> tuple[str, str, bool]:
@@ -119,9 +134,17 @@ def summary(found: Sequence[Look]) -> dict[str, Any]:
         "pixels": {name: spread([one.size[k] for one in good]) for name, k in (("height", 0), ("width", 1))},
         "file_bytes": spread([one.bytes for one in good]),
         **{extra: sum(extra in one.extras for one in good) for extra in ("text", "regions", "label_map")},
+        "region": _regions([one for one in good if "regions" in one.extras]),
         "reasons": dict(reasons.most_common()),
         "broken": [{"index": one.index, "name": one.name, "reason": one.problem} for one in bad],
     }
+
+
+def _regions(found: Sequence[Look]) -> dict[str, Any]:
+    """How many regions there are, in all and in an image, and how many of them are of no use, by reason."""
+    counts = [one.regions for one in found]
+    faults = sum((Counter(one.faults) for one in found), Counter[str]())
+    return {"count": sum(counts), "per_image": spread(counts), "dropped": dict(faults.most_common())} if counts else {}
 
 
 def spread(values: Sequence[int]) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""A picture of what the model will see first: the views of a run's first samples, with the method's masks over them.
+"""A picture of what the model will see first: the views of a run's first samples, with the method's masks over them,
+and with boxes and phrases where it learns from regions.
 
 Takes every flag of `python -m locfast.train` (but --out, which names the picture). Source, order, crops, colours and
 masks are those of a run with the same flags, from its first image on; only mixup and cutmix, whose partners come from
@@ -77,6 +78,8 @@ def look(config: TrainConfig, start: int, count: int) -> Sheet:
     sheet = Sheet(f"{source!r}, as {config.method} on {config.model} sees them with seed {config.seed}")
     for name, seen in method.seen(batch, draw).items():
         sheet.add_view(name, seen.images, spec.views[name], seen.visible, seen.masks)
+        if spec.regions:
+            sheet.add_regions(name, batch["records"], batch["geometry"][name])
     for position, index, record in zip(batch["position"], batch["index"], batch["records"], strict=True):
         sheet.captions.append(f"{position}: #{index} {Path(record.name).name}")
     return sheet

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from locfast.data.spec import View
+from locfast.data.regions.in_view import regions_in_view
+from locfast.data.regions.paint import paint_regions
+from locfast.data.spec import Geometry, Record, View
 
 SMALLEST, LARGEST = 144, 224
 """Sides of a picture in pixels: smaller ones are enlarged by a whole factor, larger ones are shrunk."""
@@ -47,6 +50,14 @@ class Sheet:
                 self.columns[f"{name}, {mask}".replace("_", " ")] = [
                     fit(veil(one, kept)) for one, kept in zip(pixels, veils, strict=True)
                 ]
+
+    def add_regions(self, name: str, records: Sequence[Record], geometry: Geometry) -> None:
+        """Draw the regions of `records` that are in sight in view `name` on its pictures."""
+        found = regions_in_view(records, geometry)
+        for picture, record, boxes, which in zip(self.columns[name], records, found.boxes, found.which, strict=True):
+            shown = which[which >= 0].tolist()
+            phrases = [record.regions[number].text for number in shown] if record.regions else []
+            paint_regions(picture, boxes[: len(shown)].tolist(), phrases)
 
     def draw(self) -> Image.Image:
         """All of it on one page."""

@@ -111,6 +111,8 @@ def report(source: Source, found: list[Look], told: dict) -> None:
         for name in ("text", "regions", "label_map"):
             if told[name]:
                 print(f"  with {name}: {told[name]}")
+        if region := told["region"]:
+            print(f"  regions: {region['count']}, {_per_image(region)}; {_dropped(region['dropped'])}")
     processes = max(1, told["workers"])
     print(f"  {told['images_per_second']:.0f} images/s with {processes} process{'es' if processes > 1 else ''}")
     for reason, number in told["reasons"].items():
@@ -119,6 +121,16 @@ def report(source: Source, found: list[Look], told: dict) -> None:
         print(f"  cannot read {one['name']}: {one['reason']}")
     if len(broken) > NAMED:
         print(f"  ... and {len(broken) - NAMED} more; --json FILE names them all")
+
+
+def _per_image(region: dict) -> str:
+    spread = region["per_image"]
+    return f"{spread['min']:.0f} to {spread['max']:.0f} an image, {spread['median']:.0f} in the median"
+
+
+def _dropped(faults: dict[str, int]) -> str:
+    total = sum(faults.values())
+    return f"{total} of no use ({_counts(faults)})" if total else "all of use"
 
 
 def _counts(numbers: dict[str, int]) -> str:
