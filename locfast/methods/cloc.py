@@ -21,7 +21,7 @@ from locfast.models.create import seeded
 from locfast.models.prompter import BoxHead, CrossPrompter, Prompter, RoiPooler, wide
 from locfast.random import Keys, uniform
 
-PROMPTERS = {"self": Prompter, "cross": CrossPrompter}
+PROMPTERS: dict[str, type[Prompter] | type[CrossPrompter]] = {"self": Prompter, "cross": CrossPrompter}
 
 
 class Draw(NamedTuple):
@@ -99,7 +99,7 @@ class Cloc(Clip):
         self.region_log_scale = nn.Parameter(start, config.learn_temperature)
         self.train()
 
-    def forward(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, draw: Any) -> dict[str, Tensor]:
         """Equation 4 over the images and regions of all ranks and micro-batches of a step.
 
         In evaluation every batch stands alone, as in `Clip`.
@@ -112,7 +112,8 @@ class Cloc(Clip):
             prompts = self.prompts(batch, draw)
             embedded = self.embed_regions(batch, self.all_tokens(batch, draw, prompts), prompts)
             told, sent = self.losses(embedded, prompts.valid, self.totals([prompts]))
-        return {"loss": ranks.with_gradient(told["loss"], sent), **_detached(told), **self._numbers(prompts)}
+        loss = ranks.with_gradient(told["loss"], sent)
+        return {**_detached(told), **self._numbers(prompts), "loss": loss}
 
     def losses(self, own: Embedded, valid: Tensor, totals: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The parts of equation 4, and a scalar whose gradient, averaged over ranks, is that of their sum.
@@ -122,9 +123,8 @@ class Cloc(Clip):
         group = ranks.process_group(self.training)
         averaged = ranks.size(group)
         images, some, regions = totals.unbind()
-        weight = (
-            some / images if self.config.region_weight is None else torch.full_like(some, self.config.region_weight)
-        )
+        fixed = self.config.region_weight
+        weight = some / images if fixed is None else torch.full_like(some, fixed)
         contrast = self.contrast(own.images, own.texts)
         region = region_contrastive_loss(
             own.regions, own.phrases, logit_scale=self.region_scale(), filter_threshold=self.config.filter_threshold,
@@ -183,7 +183,7 @@ class Cloc(Clip):
         norm = (apart.square().sum(-1) + self.config.grounding_eps**2).sqrt()
         return regions, (norm * prompts.valid[prompts.slots]).sum()
 
-    def look(self, batch: Batch, draw: Draw) -> Any:
+    def look(self, batch: Batch, draw: Any) -> Any:
         prompts = self.prompts(batch, draw)
         tokens = self.all_tokens(batch, draw, prompts)
         return RegionLook(tokens, prompts, self.embed_regions(batch, tokens, prompts))
