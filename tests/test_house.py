@@ -26,6 +26,7 @@ COMMANDS = (
     "data preview",
     "data bench",
     "data index",
+    "data convert",
     "evaluate",
     "evaluate knn",
     "evaluate linear",

@@ -8,6 +8,7 @@ COMMANDS = {
     "stats": "what a source holds, and which of its files are damaged",
     "preview": "a picture of what the model will see first",
     "bench": "images a second, by decoder and number of workers",
+    "convert": "public data sets with boxes (GRIT, Visual Genome, RefCOCO, ...) -> images with regions",
     "index": "read the headers of tar shards now, not when a run starts",
 }
 """Name of a command and of its module -> what `--help` says of it."""
