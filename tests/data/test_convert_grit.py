@@ -2,6 +2,10 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from convert_files import refused, run
@@ -141,6 +145,27 @@ def test_resume_keeps_whole_shards_and_makes_the_others_with_the_same_bytes_and_
     told = capsys.readouterr()
     assert told.out == summary and "1 of 2 shards are there already" in told.err
     assert not list((grit / "out").glob(".*"))
+
+
+def test_a_run_that_is_killed_goes_on_to_the_shards_of_an_unbroken_one(grit, jpeg, write_tar, capsys):
+    for shard in range(8):
+        samples = [sample(jpeg, f"{shard:05}{i:04}") for i in range(60)]
+        write_tar(grit / f"grit/{shard:05}.tar", {name: data for one in samples for name, data in one.items()})
+    run("grit", grit / "grit", "--out", grit / "whole")
+    summary = capsys.readouterr().out
+    out = grit / "out"
+    for receipts in (1, 4):
+        command = [sys.executable, "-m", "locfast.data", "convert", "grit", str(grit / "grit"), "--out", str(out)]
+        process = subprocess.Popen([*command, "--resume"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and len(list(out.glob("*.json"))) < receipts:
+            time.sleep(0.001)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert run("grit", grit / "grit", "--out", out, "--resume") == 0
+    assert capsys.readouterr().out == summary.replace(str(grit / "whole"), str(out))
+    for shard in (grit / "whole").glob("*.tar"):
+        assert (out / shard.name).read_bytes() == shard.read_bytes()
+    assert not list(out.glob(".*"))
 
 
 def test_a_shard_without_its_receipt_or_of_another_input_is_made_again(grit, jpeg, write_tar):
