@@ -25,7 +25,9 @@ def run_one(prog: str, package: str, commands: Mapping[str, str], hint: str = ""
         sys.exit(0 if argv else 2)
     name, *rest = argv
     if name not in commands:
-        near = suggest(name, commands) or f". {hint.format(shlex.join(argv))}" * bool(hint)
+        # A word with a dash is a flag whose command was left out, not a command mistyped ("--count" is near "convert").
+        near = "" if name.startswith("-") else suggest(name, commands)
+        near = near or f". {hint.format(shlex.join(argv))}" * bool(hint)
         raise UserError(
             f"asked for `{prog} {shlex.join(argv)}`, found no command '{name}'; there are {', '.join(commands)}{near}"
         )
