@@ -31,6 +31,13 @@ class Draw(NamedTuple):
     regions: Tensor  # [B, M]
 
 
+class Tokens(NamedTuple):
+    """Token ids on the method's device; phrases are short, and so is what they are padded to."""
+
+    captions: Tensor  # [B, L] int64
+    phrases: Tensor  # [U, L'] int64, distinct
+
+
 class Embedded(NamedTuple):
     """A micro-batch in the joint space, and the boxes that its phrases were grounded to."""
 
@@ -45,7 +52,7 @@ class Embedded(NamedTuple):
 class RegionLook:
     """A micro-batch, embedded without gradients."""
 
-    tokens: Tensor  # [B + U, L] int64: captions, then distinct phrases
+    tokens: Tokens
     prompts: RegionPrompts
     embedded: Embedded
 
@@ -144,18 +151,16 @@ class Cloc(Clip):
         counts = [sum(numbers) for numbers in zip(*(one.counts for one in prompts), strict=True)]
         return ranks.total(self.upload(torch.tensor(counts, dtype=torch.float32)), ranks.process_group(self.training))
 
-    def embed_regions(self, batch: Batch, tokens: Tensor, prompts: RegionPrompts) -> Embedded:
+    def embed_regions(self, batch: Batch, tokens: Tokens, prompts: RegionPrompts) -> Embedded:
         """Encode every image and every distinct text once, and prompt for the regions."""
         image_tokens = self.image.backbone(batch["views"][IMAGE], checkpointing=self.checkpointing)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.text.frozen):
-            texts = self.text(tokens)
+            captions, phrases = self.text(tokens.captions), self.text(tokens.phrases)[prompts.phrase_of]
         images = self.image.embed(image_tokens)
-        dtype = torch.promote_types(images.dtype, texts.dtype)
-        images, texts = images.to(dtype), texts.to(dtype)
-        captions, distinct = texts.split([len(images), len(texts) - len(images)])
-        phrases = distinct[prompts.phrase_of]
+        dtype = torch.promote_types(images.dtype, captions.dtype)
+        images, captions, phrases = images.to(dtype), captions.to(dtype), phrases.to(dtype)
         regions, distance = self.prompt(image_tokens, phrases, prompts)
-        slots = (len(prompts.valid), texts.shape[1])
+        slots = (len(prompts.valid), captions.shape[1])
         return Embedded(
             images,
             captions,
@@ -228,9 +233,9 @@ class Cloc(Clip):
         limits = {"min_shown": self.config.min_shown, "min_side": self.config.min_side}
         return RegionPrompts.of(batch["records"], batch["geometry"][IMAGE], draw.regions, self.upload, **limits)
 
-    def all_tokens(self, batch: Batch, draw: Draw, prompts: RegionPrompts) -> Tensor:
-        """Token ids of one caption a sample, then of the distinct phrases [B + U, L] int64."""
-        return torch.cat([self.tokens(batch, draw.caption), self.upload(self.text.tokenize(prompts.phrases))])
+    def all_tokens(self, batch: Batch, draw: Draw, prompts: RegionPrompts) -> Tokens:
+        """Of one caption a sample, and of the distinct phrases."""
+        return Tokens(self.tokens(batch, draw.caption), self.upload(self.text.tokenize(prompts.phrases)))
 
     def _numbers(self, prompts: RegionPrompts) -> dict[str, Tensor]:
         """For the log: regions an image that were asked about, and that no view shows or that are none."""

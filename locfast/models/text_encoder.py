@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+STEP = 8
+"""Texts are cut to a multiple of so many tokens: few lengths to compile for, and even ones for tensor cores."""
+
 
 class TextEncoder(nn.Module):
     """An open_clip model without its image tower, and its tokenizer. State-dict keys are open_clip's, under `model.`.
@@ -23,8 +26,9 @@ class TextEncoder(nn.Module):
         for name in ("logit_scale", "logit_bias"):
             if isinstance(getattr(model, name, None), nn.Parameter):
                 getattr(model, name).requires_grad_(False)
+        self.cuts = _is_causal(self.tower) and type(self.tokenizer).__name__ == "SimpleTokenizer"
         with torch.no_grad():
-            self.joint_width: int = model.encode_text(self.tokenize([""])).shape[-1]
+            self.joint_width: int = model.encode_text(tokenizer([""])).shape[-1]
 
     @property
     def tower(self) -> Any:
@@ -32,12 +36,30 @@ class TextEncoder(nn.Module):
         return getattr(self.model, "text", self.model)
 
     def tokenize(self, texts: list[str]) -> Tensor:
-        """Captions -> token ids [B, L] int64, on the CPU; what is too long is cut off."""
-        return self.tokenizer(texts)
+        """Captions -> token ids [B, L] int64, on the CPU; what is too long is cut off.
+
+        A causal tower reads an embedding off the end token, which nothing behind it reaches: L is then that of the
+        longest text, rounded up. Elsewhere it is the context.
+        """
+        tokens = self.tokenizer(texts)
+        if not self.cuts:
+            return tokens
+        longest = int(tokens.argmax(1).max()) + 1  # the end token has the highest number, as the tower knows too
+        return tokens[:, : -(-longest // STEP) * STEP]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids [B, L] -> embeddings [B, E], not normalised."""
-        return self.model.encode_text(tokens)
+        tower, length = self.tower, tokens.shape[1]
+        if not self.cuts or length == len(tower.positional_embedding):
+            return self.model.encode_text(tokens)
+        cast = tower.transformer.get_cast_dtype()
+        x = (tower.token_embedding(tokens) + tower.positional_embedding[:length]).to(cast)
+        x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:length, :length]))
+        pooled = x[torch.arange(len(x), device=x.device), tokens.argmax(1)]
+        project = tower.text_projection
+        if project is None:
+            return pooled
+        return project(pooled) if isinstance(project, nn.Linear) else pooled @ project
 
     def enable_grad_checkpointing(self) -> None:
         """Recompute activations in the backward pass."""
@@ -50,3 +72,10 @@ class TextEncoder(nn.Module):
         """torch.compile its blocks in place, where it has open_clip's."""
         for block in getattr(getattr(self.tower, "transformer", None), "resblocks", ()):
             block.compile(dynamic=False)
+
+
+def _is_causal(tower: Any) -> bool:
+    """Whether a tower of open_clip's is its own transformer under a causal mask, pooled at the end token."""
+    pooled = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None)) == "argmax"
+    appended = getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False)
+    return pooled and not appended and getattr(tower, "attn_mask", None) is not None

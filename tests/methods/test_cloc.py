@@ -155,7 +155,8 @@ def test_the_phrases_of_a_step_are_encoded_once_however_often_they_occur(text):
     draw = method.draw(keys(ALL))
     prompts = method.prompts(batch, draw)
     assert len(prompts.phrases) == len(set(prompts.phrases)) < len(prompts.phrase_of) == 12
-    assert len(method.all_tokens(batch, draw, prompts)) == 8 + len(prompts.phrases)
+    tokens = method.all_tokens(batch, draw, prompts)
+    assert len(tokens.captions) == 8 and len(tokens.phrases) == len(prompts.phrases)
     assert prompts.counts == (8, 5, 12)
     assert {k: v for k, v in prompts.dropped.items() if v} == {"not finite": 2, "swapped": 2, "no text": 1}
 
@@ -170,7 +171,7 @@ def test_a_caption_is_drawn_and_an_image_without_a_caption_is_not_asked_for(text
     batch["records"] = [Record(b"", texts=("one", "two"), regions=good_regions_of(0))]
     draws = [Draw(torch.tensor([place]), torch.zeros(1, 4)) for place in (0.1, 0.9)]
     low, high = (method.all_tokens(batch, draw, method.prompts(batch, draw)) for draw in draws)
-    assert not torch.equal(low[0], high[0]) and torch.equal(low[1:], high[1:])
+    assert not torch.equal(low.captions, high.captions) and torch.equal(low.phrases, high.phrases)
 
 
 def good_regions_of(row: int) -> Any:

@@ -1,0 +1,52 @@
+"""A text tower that is trained: padding behind the end of a text is not computed where it reaches nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from locfast.models.open_clip_model import load_open_clip
+from locfast.models.text_encoder import STEP, TextEncoder
+from tests.eval.tiny_clip import CONFIGS
+
+pytest.importorskip("open_clip")
+
+TEXTS = ["a dog", "! a kite, over an old tower in the rain!!", "", "one two three"]
+
+
+def tower(folder: Path, kind: str) -> TextEncoder:
+    file = folder / f"text-{kind}.json"
+    file.write_text(json.dumps(CONFIGS[kind]))
+    model, tokenizer = load_open_clip(str(file), "none", flags=("--text", "--weights"))
+    return TextEncoder(model.double(), tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["clip", "eva"], ids=["open_clip's CLIP", "a text tower of its own"])
+def test_a_text_cut_to_its_length_has_the_embedding_and_the_gradients_of_the_whole_context(tmp_path, kind):
+    text = tower(tmp_path, kind)
+    whole, cut = text.tokenizer(TEXTS), text.tokenize(TEXTS)
+    assert cut.shape == (4, 2 * STEP) and whole.shape == (4, 77)
+    assert text.tokenize(["a dog"]).shape == (1, STEP)
+    ours, theirs = text(cut), text.model.encode_text(whole)
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-13)
+    used = [p for name, p in text.named_parameters() if p.requires_grad]
+    weights = torch.randn(ours.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found, wanted = (torch.autograd.grad((x * weights).sum(), used) for x in (ours, theirs))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11 * other.abs().max().item())
+
+
+def test_a_text_longer_than_the_context_keeps_its_end_token(tmp_path):
+    text = tower(tmp_path, "clip")
+    tokens = text.tokenize(["word " * 200])
+    assert tokens.shape == (1, 77) and tokens[0, -1] == tokens.max()
+
+
+def test_a_tower_that_reads_all_of_its_context_gets_all_of_it(tmp_path):
+    text = tower(tmp_path, "clip")
+    text.model.text_pool_type = "last"
+    again = TextEncoder(text.model, text.tokenizer)
+    assert not again.cuts and again.tokenize(["a dog"]).shape == (1, 77)
