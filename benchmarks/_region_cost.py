@@ -47,7 +47,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Setting:
-    """What one rank is given: `rows` of its own, of `width`. Sizes are of a group of two ranks or more."""
+    """What one rank is given: `rows` of its own, of `width`. One that is alone sends nothing, and stores."""
 
     ranks: int
     rows: int
@@ -63,7 +63,7 @@ class Setting:
     @property
     def _padded(self) -> tuple[int, int]:
         """Rows and width as they travel: filled up to whole tiles by Triton (block.py, `padded`)."""
-        return padded((self.rows, self.width), self.backend)  # type: ignore[arg-type]
+        return padded((self.rows, self.width), self.backend)
 
     @property
     def texts(self) -> int:
@@ -94,7 +94,7 @@ def forward_calls(at: Setting) -> list[Call]:
 
 
 def backward_calls(at: Setting) -> list[Call]:
-    """Of ops.py, `_backward`. A share of a gradient starts at every rank and goes round the whole ring: `ranks` sends."""
+    """Of ops.py, `_backward`. A share of a gradient goes round the whole ring and home again: `ranks` sends."""
     calls = [_texts(at)]
     if at.trains_texts:  # ranks.give(owner, part), once for every owner
         calls.append(Call("gradients of texts", "send" if at.exchange == "ring" else "reduce", at.gradients, at.ranks))
@@ -131,6 +131,8 @@ def forward_travelling(at: Setting) -> int:
 
     Round a ring: the block that is worked on and the one that comes in; the one before is let go once that is started.
     """
+    if at.ranks == 1:
+        return 0
     return at.texts * (min(3, at.ranks - 1) if at.exchange == "ring" else at.ranks)
 
 
@@ -142,6 +144,8 @@ def backward_travelling(at: Setting) -> int:
     """
     if not at.trains_texts:
         return forward_travelling(at)
+    if at.ranks == 1:
+        return at.gradients
     if at.exchange == "ring":
         return at.texts * min(2, at.ranks - 1) + 4 * at.gradients
     return at.texts * at.ranks + min(4, at.ranks) * at.gradients
@@ -154,7 +158,8 @@ def peak(at: Setting) -> int:
     """
     rows, _ = at._padded
     weights = min(PANEL["rows"], rows) * rows * NUMBER[at.dtype]
-    beside = max(0, weights - at.gradients) if at.trains_texts and at.exchange == "ring" else weights
+    makes_room = at.ranks > 1 and at.trains_texts and at.exchange == "ring"
+    beside = max(0, weights - at.gradients) if makes_room else weights
     return sum(kept(at).values()) + backward_travelling(at) + at.gradients + beside  # the third: regions_grad
 
 
@@ -181,8 +186,8 @@ def plain_ways(at: Setting) -> list[Plain]:
         Plain("all pairs on every rank", (2 * FP32 + mask) * every + both, 2 * passed),
         # Own regions with all texts, own texts with all regions; in the backward the gradient of one of them beside.
         Plain("own rows of the logits, both ways", (3 * FP32 + mask) * share + both, gathered),
-        # A block of logits and its gradient; texts pass on, their gradients pass back. No sums by column, no filter.
-        Plain("SigLIP's, block by block", 2 * FP32 * at.rows**2 + 2 * own * number, 2 * passed),
-        # As open_clip's SigLipLoss, whose blocks autograd keeps.
-        Plain("SigLIP's, blocks left to autograd", FP32 * share + at.ranks * own * number, 2 * passed),
+        # A block of logits and its gradient, made anew in the backward: texts pass on twice, gradients once. No filter.
+        Plain("SigLIP's, block by block", 2 * FP32 * at.rows**2 + 2 * own * number, 3 * passed),
+        # As open_clip's SigLipLoss, which leaves blocks and texts to autograd.
+        Plain("SigLIP's, all blocks kept", FP32 * share + at.ranks * own * number, 2 * passed),
     ]

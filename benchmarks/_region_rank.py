@@ -35,10 +35,9 @@ def counted(asked: list[Setting]) -> list[list[dict[str, Any]]]:
     """
     ranks, told = asked[0].ranks, json.dumps([asdict(at) for at in asked])
     with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         processes = [
-            subprocess.Popen(
-                [sys.executable, __file__, str(rank), folder, told], env=os.environ | {"OMP_NUM_THREADS": "1"}
-            )
+            subprocess.Popen([sys.executable, __file__, str(rank), folder, told], env=environment)
             for rank in range(ranks)
         ]
         ended = [process.wait() for process in processes]
@@ -87,7 +86,7 @@ def one_setting(at: Setting, rank: int, meet: Callable[[], None]) -> dict[str, A
 
     forward()  # ranks agree on what they call with, and connect
     loss, ahead = count(forward, meet)
-    kept = storage_bytes(loss.grad_fn.saved_tensors, beside=(x, y, scale, bias))  # type: ignore[union-attr]
+    kept = storage_bytes(loss.grad_fn.saved_tensors, beside=(x, y, scale, bias))
     _, back = count(lambda: torch.autograd.grad(loss, leaves), meet)
     return {"forward": ahead, "backward": back, "kept": kept, "held": held(at)}
 
@@ -110,10 +109,10 @@ def storage_bytes(tensors: tuple[Tensor | None, ...], beside: tuple[Tensor, ...]
 
 
 def held(at: Setting) -> dict[str, int]:
-    """Of the exchange alone, without anything that works on what it brings. A mode sees no further than an op's door."""
+    """Of the exchange alone, without what works on what it brings. A mode sees no further than an op's door."""
     found = {}
     for direction, gives in (("forward", False), ("backward", at.trains_texts)):
-        ranks = {"ring": Ring, "gather": Gather}[at.exchange](dist.group.WORLD)  # type: ignore[abstract, arg-type]
+        ranks = {"ring": Ring, "gather": Gather}[at.exchange](dist.group.WORLD)
         with LiveBytes() as watch:
             texts = torch.zeros(at.rows, at.width, dtype=getattr(torch, at.dtype))
             for owner, _ in ranks.blocks(texts):

@@ -23,8 +23,8 @@ from _region_cost import (
     Call,
     Setting,
     backward_calls,
-    forward_calls,
     backward_travelling,
+    forward_calls,
     forward_travelling,
     kept,
     wire,
@@ -37,7 +37,7 @@ EXCHANGES, DTYPES = ("ring", "gather"), ("float32", "bfloat16")
 SIZES = [(2, 1024, 256), (4, 512, 256), (4, 1000, 96)]
 """Ranks, regions of a rank, width."""
 PREAMBLE, MESSAGES = 48, 10
-"""gloo's messages begin with so many bytes; at most so many a call and other rank (it halves tensors, and announces)."""
+"""gloo's messages begin with so many bytes; at most so many a call and other rank: it halves tensors, and announces."""
 SLACK = 1e-3
 """Of the payload: tensors beyond its segments of 1 MiB are cut into more messages."""
 

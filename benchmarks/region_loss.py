@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+import _region_plan
 import _region_plot
+import _region_share
 import torch
 from _harness import Bench, first_line, parser
 from _region_check import DTYPE, Inputs, Judge, Shape
@@ -88,6 +90,9 @@ class Case:
 
 def main() -> None:
     args = options()
+    if args.plan or args.share:
+        (_region_plan if args.plan else _region_share).main(args)
+        return
     bench = Bench("region_loss", [OP], args)
     shapes = [shape for shape in (SMOKE if bench.smoke else CASES) if _is_wanted(shape.name, args.cases)]
     contenders = present(bench, args)
@@ -125,6 +130,11 @@ def options() -> argparse.Namespace:
         help="a row each beside the usual ones; numbers as in the op's tiles.py",
     )
     known.add_argument("--all", action="store_true", help="everybody at every case: minutes")
+    known.add_argument("--plan", action="store_true", help="measure nothing: CLOC's batch on 64 GPUs, worked out")
+    known.add_argument(
+        "--link-gb-s", type=float, default=_region_plan.LINK, help="assumed by --plan (default %(default)s)"
+    )
+    known.add_argument("--share", action="store_true", help="measure what one of those 64 computes, on this GPU alone")
     return known.parse_args()
 
 
