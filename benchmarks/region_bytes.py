@@ -34,7 +34,7 @@ from _results import RESULTS, commit, sources_hash
 
 OP = "region_contrastive_loss"
 EXCHANGES, DTYPES = ("ring", "gather"), ("float32", "bfloat16")
-SIZES = [(2, 1024, 256), (4, 512, 256), (4, 1000, 96)]
+SIZES = [(2, 1024, 256), (4, 512, 256), (4, 1000, 96), (2, 2048, 512)]
 """Ranks, regions of a rank, width."""
 PREAMBLE, MESSAGES = 48, 10
 """gloo's messages begin with so many bytes; at most so many a call and other rank: it halves tensors, and announces."""
