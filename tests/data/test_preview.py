@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -15,7 +16,9 @@ from locfast.config.registry import make_config
 from locfast.data.__main__ import main
 from locfast.data.commands.preview import look
 from locfast.data.commands.sheet import VEIL, Sheet, fit, pictures, veil
-from locfast.data.spec import View
+from locfast.data.crop import Plan, geometry
+from locfast.data.regions.paint import COLOURS, paint_regions
+from locfast.data.spec import Record, Region, View
 from locfast.engine.run import train
 from locfast.methods.maskembed import MaskEmbed
 
@@ -108,3 +111,53 @@ def test_every_sample_has_its_place_on_the_page():
     sheet.captions = ["a caption that is far too long for the picture it stands under"] * 5
     found = {colour: count for count, colour in sheet.draw().getcolors(2**24)}
     assert all(found[colour] == 150 * 150 for colour in colours)  # whole: neither cut off nor written over
+
+
+def test_boxes_are_framed_where_they_lie_in_the_view_and_dropped_ones_are_not():
+    """The right half of an image of 400 x 200, shown 8 pixels wide and pictured at 224."""
+    sheet, records = (
+        Sheet("one"),
+        [Record(b"", regions=(Region((0, 0, 9, 9), "gone"), Region((300, 50, 400, 200), "i")))],
+    )
+    sheet.add_view("image", torch.zeros(1, 3, 8, 8), HALF)
+    plan = Plan((8, 8), (200, 0, 400, 200), (0, 0, 8, 8), True, "bilinear")
+    sheet.add_regions("image", records, geometry([plan], [(200, 400)]))
+    pixels = np.asarray(sheet.columns["image"][0])
+    framed = (pixels == COLOURS[0]).all(-1)
+    places = np.argwhere(framed)
+    assert places.min(0).tolist() == [56, 0] and places.max(0).tolist() == [223, 111]  # flipped: on the left
+    assert framed[80:, 110].all() and framed[222, :112].all() and not framed[80:220, 10:100].any()
+    assert not (pixels == COLOURS[1]).all(-1).any()
+
+
+def coloured(picture: Image.Image) -> list[np.ndarray]:
+    """Where the colours of the first and the second box are, letters with their soft rims among them."""
+    red, _, blue = np.asarray(picture).astype(int).transpose(2, 0, 1)
+    return [red - blue > 100, blue - red > 100]
+
+
+def test_a_phrase_moves_down_where_another_one_stands():
+    picture = Image.new("RGB", (120, 120))
+    paint_regions(picture, [(0.1, 0.1, 0.9, 0.9), (0.1, 0.1, 0.8, 0.8)], ["a kite", "a kite"])
+    # inside of both frames only phrases are left
+    rows = [np.argwhere(each[16:80, 16:80])[:, 0] for each in coloured(picture)]
+    assert len(rows[0]) and len(rows[1]) and rows[0].max() < rows[1].min()
+
+
+def test_phrases_stay_in_the_picture():
+    picture = Image.new("RGB", (120, 40))
+    paint_regions(picture, [(0.95, 0.9, 1.0, 1.0), (0.0, 0.0, 0.0, 0.0)], ["a kite", "a kite"])
+    assert min(np.ptp(np.argwhere(each)[:, 1]) for each in coloured(picture)) > 20
+
+
+def test_a_method_that_learns_from_regions_sees_them_framed(tmp_path, monkeypatch):
+    config = make_config(model="demo", pretrained=False, data="demo:40", out=str(tmp_path), seed=3, device="cpu")
+    bare, spec = look(config, 0, 6), MaskEmbed.image_spec
+    monkeypatch.setattr(MaskEmbed, "image_spec", lambda self: dataclasses.replace(spec(self), regions=True))
+    framed = look(config, 0, 6)
+    for without, under in zip(bare.columns["image"], framed.columns["image"], strict=True):
+        assert under.size == without.size
+        assert (np.asarray(under) == COLOURS[0]).all(-1).any() and not (np.asarray(without) == COLOURS[0]).all(-1).any()
+    others = [name for name in bare.columns if name != "image"]
+    for name in others:
+        assert [as_bytes(one) for one in framed.columns[name]] == [as_bytes(one) for one in bare.columns[name]]

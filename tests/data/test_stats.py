@@ -1,6 +1,7 @@
 """`python -m locfast.data stats`: a look at a source from the outside."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -106,3 +107,33 @@ def test_without_a_terminal_lines_tell_how_far_it_is(monkeypatch, capsys):
     told = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in told] == [f"looked at {k} of 3" for k in (1, 2, 3)]
     assert told[2].endswith("1 broken")
+
+
+def test_regions_are_counted_and_so_are_those_of_no_use(folder, tmp_path):
+    """Reasons are those of the whole image: what a crop loses is no fault of the source."""
+    root = folder(4)  # of 40 x 40 and more
+
+    def line(index: int, *regions: tuple[list[float], str]) -> str:
+        return json.dumps({"image": f"{index:03}.jpg", "regions": [{"box": b, "text": t} for b, t in regions]})
+
+    good = ([1, 1, 1.5, 1.5], "a crumb")
+    lines = [
+        line(0, good, ([0, 0, 40, 40], "all"), ([-9, -9, 900, 900], "more")),
+        line(1, ([9, 9, 5, 20], "swapped"), ([math.nan, 0, 1, 1], "not finite"), ([5, 5, 5, 9], "empty"), good),
+        line(2, ([400, 400, 500, 500], "outside"), ([401, 400, 500, 500], "outside"), ([1, 1, 9, 9], " ")),
+        line(3),
+        json.dumps({"image": "000.jpg", "text": "nobody looked"}),
+    ]
+    (root / "a.jsonl").write_text("\n".join(lines))
+    done = data("stats", str(root / "a.jsonl"), "--workers", "0", "--json", str(tmp_path / "found.json"))
+    assert done.returncode == 0
+    told = json.loads((tmp_path / "found.json").read_text())
+    assert told["regions"] == 4 and told["region"]["count"] == 10
+    assert told["region"]["dropped"] == {"outside": 2, "swapped": 1, "not finite": 1, "empty": 1, "no text": 1}
+    assert told["region"]["per_image"] | {"p5": 0, "p95": 0} == {"min": 0, "p5": 0, "median": 3, "p95": 0, "max": 4}
+    assert "regions: 10, 0 to 4 an image, 3 in the median; 6 of no use (2 outside, 1 " in done.stdout
+
+
+def test_a_source_without_regions_has_no_line_of_them(folder):
+    done = data("stats", str(folder(3)), "--workers", "0")
+    assert done.returncode == 0 and "regions:" not in done.stdout and "with regions" not in done.stdout
