@@ -1,6 +1,6 @@
 """How many images a second does a MaskEmbed step take, where does its time go, and what does the public code reach?
 
-`--method uta` and `--method lut` ask instead what dropping tokens saves: time beside FLOPs.
+`--method uta` and `--method lut` ask instead what dropping tokens saves, `--method cloc` what regions cost.
 
 Each side runs eagerly and under torch.compile, at its own best micro-batch: sizes double until the memory or the gain
 ends. A side's loss and gradient norm are compared with the other's, and a compiled step's with the eager one's. A step
@@ -23,6 +23,7 @@ from _results import RESULTS, Row
 from _step_dropped import CASES as DROPPED
 from _step_dropped import measure as measure_dropped
 from _step_flops import Shape, step_flops
+from _step_regions import measure as measure_regions
 from _step_report import write_picture
 from _step_sides import Side, locfast_side, public_side
 from _step_time import batch_of, forward, kernels, time_parts, time_steps
@@ -54,6 +55,7 @@ SOURCES = [
     "locfast/methods/maskembed.py",
 ]
 DROPPED_SOURCES = [f"locfast/models/{name}.py" for name in ("attention", "backbone", "blocks")]
+REGION_SOURCES = [*DROPPED_SOURCES, *(f"locfast/models/{name}.py" for name in ("prompter", "text_encoder"))]
 FP8_SOURCES = ["quantize_rows", "locfast/models/fp8.py"]
 """What a step's time comes from: a table whose hashes differ is of older sources."""
 VIEWS = 3
@@ -78,7 +80,7 @@ SPREAD = 0.02
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--method", choices=["maskembed", *DROPPED], default="maskembed")
+    options.add_argument("--method", choices=["maskembed", *DROPPED, "cloc"], default="maskembed")
     options.add_argument("--only", nargs="+", help=f"these models alone: {', '.join([*CASES, *SMOKE])}")
     options.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES))
     options.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["eager", "compiled"])
@@ -90,9 +92,13 @@ def main() -> None:
     if args.method != "maskembed":
         if not args.smoke:
             args.out = args.out or RESULTS  # ratios of runs in turns are a claim on a CPU too
-        bench = Bench(f"step_{args.method}", [*DROPPED_SOURCES, f"locfast/methods/{args.method}.py"], args)
+        sources = REGION_SOURCES if args.method == "cloc" else DROPPED_SOURCES
+        bench = Bench(f"step_{args.method}", [*sources, f"locfast/methods/{args.method}.py"], args)
         bench.result.smoke = args.smoke
-        measure_dropped(bench, args.method, args.only)
+        if args.method == "cloc":
+            measure_regions(bench, args.only)
+        else:
+            measure_dropped(bench, args.method, args.only)
         return bench.finish()
     if unknown := set(args.only or ()) - {*CASES, *SMOKE}:
         options.error(f"--only {' '.join(sorted(unknown))}: known are {', '.join([*CASES, *SMOKE])}")

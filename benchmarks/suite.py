@@ -55,6 +55,8 @@ STEPS = (
     Step("step", ("benchmarks/step.py",)),
     Step("step_uta", ("benchmarks/step.py", "--method", "uta"), share=0.5),
     Step("step_lut", ("benchmarks/step.py", "--method", "lut"), share=0.5),
+    Step("step_cloc", ("benchmarks/step.py", "--method", "cloc"), share=0.5),
+    Step("region_share", ("benchmarks/region_loss.py", "--share"), share=0.5),
     Step("lut_forms", ("benchmarks/lut_forms.py",), share=0.5),
     Step("input", ("benchmarks/input.py",), share=0.5),
     Step("optimizers", ("benchmarks/optimizers.py",)),

@@ -139,7 +139,7 @@ def test_a_step_gets_its_share_of_the_budget_and_leaves_the_rest(tmp_path):
 
 def test_suite_measures_in_order_of_worth():
     ops = ["attn_softcap", "region_loss", "mask_embeddings", "select_views", "reconstruction_loss"]
-    steps = ["step", "step_uta", "step_lut", "lut_forms"]
+    steps = ["step", "step_uta", "step_lut", "step_cloc", "region_share", "lut_forms"]
     assert [one.name for one in suite.STEPS] == ["parity", *ops, "teacher", *steps, "input", "optimizers", "product"]
 
 
