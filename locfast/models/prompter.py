@@ -173,10 +173,12 @@ class RoiPooler(nn.Module):
     """The baseline in the prompter's place: RoI-align on the grid of patch tokens, mean, projection (table 2)."""
 
     takes_phrases = False
+    extent: Tensor
 
     def __init__(self, width: int, joint: int, grid: tuple[int, int], *, size: int = 7, eps: float = 1e-6) -> None:
         super().__init__()
         self.grid, self.size = grid, size
+        self.register_buffer("extent", torch.tensor([grid[1], grid[0]] * 2), persistent=False)
         self.norm = nn.LayerNorm(width, eps=eps)
         self.project = nn.Linear(width, joint)
 
@@ -188,9 +190,8 @@ class RoiPooler(nn.Module):
         """As `Prompter.boxes`."""
         from torchvision.ops import roi_align
 
-        height, width = self.grid
         maps = wide(asked.of(rows).tokens).mT.unflatten(-1, self.grid)
-        place = boxes.to(maps.dtype) * maps.new_tensor([width, height, width, height])
+        place = boxes.to(maps.dtype) * self.extent
         rows = torch.arange(len(place), device=place.device, dtype=maps.dtype)[:, None]
         with torch.autocast(maps.device.type, enabled=False):
             found = roi_align(maps, torch.cat([rows, place], 1), self.size, aligned=True)

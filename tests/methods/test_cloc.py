@@ -248,3 +248,25 @@ def test_a_rank_whose_images_have_no_region_does_not_stall_the_other(text, of_tw
     expected = gradients(method, method(batch_of(rows), method.draw(keys(rows)))["loss"])
     for found in of_two_ranks:
         assert_alike(found["uneven"]["gradients"], expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["default", "cross", "roi"])
+def test_a_gpu_has_the_loss_and_the_gradients_of_the_cpu_and_waits_for_nothing(text, name):
+    method = make(text, **CHOICES[name])
+    draw = method.draw(keys(ALL))
+    expected = gradients(method, method(batch_of(ALL), draw)["loss"])
+    method = method.float().cuda()
+    batch = batch_of(ALL)
+    batch["views"]["image"] = batch["views"]["image"].float().cuda()
+    method(batch, draw)["loss"].backward()  # kernels are compiled
+    method.zero_grad(set_to_none=True)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        method(batch, draw)["loss"].backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for weight, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            apart = (parameter.grad.double().cpu() - expected[weight]).norm()
+            assert apart <= 1e-3 * expected[weight].norm() + 1e-5, weight  # fp32, a network deep
