@@ -68,8 +68,7 @@ def measure(bench: Bench, only: list[str] | None) -> None:
             bench.missed.append(name)
             continue
         config = ClocConfig(text=text, projection="new")
-        with bench.device:  # the random weights of a large tower take a CPU longer than everything else here
-            method = Cloc(config, model=model, pretrained=False, image_size=side)
+        method = Cloc(config, model=model, pretrained=False, image_size=side)
         method.to(bench.device)
         batch = batch_of(size, side, bench.device)
         draw = method.draw(Keys(0, torch.zeros(size, dtype=torch.int64), torch.arange(size)))
