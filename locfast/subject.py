@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from locfast.config.base import TrainConfig
+    from locfast.data.spec import CropPolicy
     from locfast.models.backbone import Backbone
 
 
@@ -43,6 +44,10 @@ class Subject:
     """Tokens behind the final norm [B, T, C] to a joint space [B, E], as the run trained it; None: it trained none. An
     nn.Module or a method of one, on the CPU, or a function that computes wherever its input lies."""
     text: JointText | None = None
+    prompter: nn.Module | None = None
+    """What was trained with it to embed a box of an image; None: nothing was."""
+    crop: CropPolicy | None = None
+    """How its run looks at held-out images with boxes; None: it learned of none, or nobody says."""
 
 
 def open_subject(
@@ -56,7 +61,8 @@ def open_subject(
 ) -> Subject:
     """A run folder's aligned backbone with the soft cap it was trained with, or any model that `load_backbone` takes.
 
-    An export of a run that learned a projection into a joint space has that projection.
+    An export of a run that learned a projection into a joint space has that projection, and its prompter where one lies
+    beside it.
 
     softcap: for weights that lie in a plain timm folder or file, which does not say under which cap they were trained.
     ema: of a run, its averaged weights (None: where it has any). Raises UserError as `load_method` and
@@ -74,23 +80,25 @@ def open_subject(
         backbone = (
             load_backbone(name, pretrained, seed=seed, image_size=image_size, **head).eval().requires_grad_(False)
         )
-        return Subject(backbone, softcap, name, joint_tower(backbone, name, "--model").embed if joint else None)
+        embed = joint_tower(backbone, name, "--model").embed if joint else None
+        return Subject(backbone, softcap, name, embed, prompter=_exported_prompter(name))
     if image_size is not None or not pretrained or softcap is not None:
         raise UserError(
             f"--model {name} is a run, whose image size, weights and soft cap stand in its config.yaml: leave out "
             "--image-size, --softcap and --no-pretrained, or export it and give the export's folder."
         )
-    made = load_method(folder, ema).artifacts()
+    method = load_method(folder, ema)
+    made = method.artifacts()
     if made.get("text") and "text_tower" not in made and not RunFolder(folder).read_config().pretrained:
         made["text"] = {**made["text"], "pretrained": "none"}  # its teacher had random weights: so has the other half
-    return _subject(made, folder.resolve().name)
+    return replace(_subject(made, folder.resolve().name), prompter=_frozen(made.get("prompter")), crop=_crop(method))
 
 
 def open_start(run: str) -> Subject:
     """The model that a run began with: its --model, what its method made of that from scratch, or CLIP's own towers.
 
-    From scratch, these are the very weights, positions and colours of the run's first step, and the name says so.
-    Raises UserError as `open_subject` does.
+    From scratch, these are the very weights, positions and colours of the run's first step, and the name says so. It
+    has no prompter: that of a first step was drawn at random. Raises UserError as `open_subject` does.
     """
     from locfast.config.registry import method_config
     from locfast.engine.run_folder import RunFolder
@@ -102,8 +110,10 @@ def open_start(run: str) -> Subject:
     how["pretrained"] = config.pretrained and not fields.from_scratch
     if not own_start(config):
         return open_subject(config.model, **how)
-    made = create_method(config.method, fields, model=config.model, **how).artifacts()
-    return _subject(made, made["backbone"].name + (" (random weights)" if fields.from_scratch else ""))
+    method = create_method(config.method, fields, model=config.model, **how)
+    made = method.artifacts()
+    name = made["backbone"].name + (" (random weights)" if fields.from_scratch else "")
+    return replace(_subject(made, name), crop=_crop(method))
 
 
 def own_start(config: TrainConfig) -> bool:
@@ -116,6 +126,21 @@ def own_start(config: TrainConfig) -> bool:
 def _subject(made: Mapping[str, Any], name: str) -> Subject:
     backbone = made["backbone"].eval().requires_grad_(False)
     return Subject(backbone, made.get("softcap"), name, _frozen(made.get("embed")), _joint_text(made))
+
+
+def _crop(method: Any) -> CropPolicy | None:
+    spec = method.validation_spec()
+    return next(iter(spec.views.values())).crop if spec.regions else None
+
+
+def _exported_prompter(name: str) -> nn.Module | None:
+    """The prompter that lies beside the weights of an export; None: there is none."""
+    folder = Path(name.removeprefix("local-dir:")).expanduser()
+    if not (folder / "prompter.safetensors").is_file():
+        return None
+    from locfast.models.prompter_file import load_prompter
+
+    return _frozen(load_prompter(folder))
 
 
 def _joint_text(made: Mapping[str, Any]) -> JointText | None:

@@ -33,6 +33,7 @@ COMMANDS = (
     "evaluate zero-shot",
     "evaluate retrieval",
     "evaluate finetune",
+    "evaluate regions",
     "analyze",
 )
 ABOVE = (

@@ -173,12 +173,10 @@ class RoiPooler(nn.Module):
     """The baseline in the prompter's place: RoI-align on the grid of patch tokens, mean, projection (table 2)."""
 
     takes_phrases = False
-    extent: Tensor
 
     def __init__(self, width: int, joint: int, grid: tuple[int, int], *, size: int = 7, eps: float = 1e-6) -> None:
         super().__init__()
         self.grid, self.size = grid, size
-        self.register_buffer("extent", torch.tensor([grid[1], grid[0]] * 2), persistent=False)
         self.norm = nn.LayerNorm(width, eps=eps)
         self.project = nn.Linear(width, joint)
 
@@ -188,19 +186,26 @@ class RoiPooler(nn.Module):
 
     def boxes(self, asked: Asked, boxes: Tensor, rows: Tensor | None = None) -> Tensor:
         """As `Prompter.boxes`."""
-        from torchvision.ops import roi_align
-
-        maps = wide(asked.of(rows).tokens).mT.unflatten(-1, self.grid)
-        place = boxes.to(maps.dtype) * self.extent
-        rows = torch.arange(len(place), device=place.device, dtype=maps.dtype)[:, None]
-        with torch.autocast(maps.device.type, enabled=False):
-            found = roi_align(maps, torch.cat([rows, place], 1), self.size, aligned=True)
-        return self.project(self.norm(found.mean((-2, -1))))
+        return self.project(self.norm(roi_means(asked.tokens, self.grid, boxes, rows, self.size)))
 
     def forward(self, tokens: Tensor, boxes: Tensor) -> Tensor:
         """Patch tokens [B, N, C] and boxes [B, M, 4] -> region embeddings [B, M, E], not normalised."""
         asked = self.ask(tokens)
         return torch.stack([self.boxes(asked, one) for one in boxes.unbind(1)], 1)
+
+
+def roi_means(tokens: Tensor, grid: tuple[int, int], boxes: Tensor, rows: Tensor | None, size: int) -> Tensor:
+    """Mean of RoI-align (size x size samples) on patch tokens [B, N, C] that lie on a grid, boxes and rows as above."""
+    from torchvision.ops import roi_align
+
+    height, width = grid
+    maps = wide(tokens).mT.unflatten(-1, grid)
+    sides = boxes.to(maps.dtype)
+    place = torch.stack([sides[:, 0::2] * width, sides[:, 1::2] * height], -1).flatten(1)
+    which = torch.arange(len(place), device=place.device) if rows is None else rows
+    with torch.autocast(maps.device.type, enabled=False):
+        found = roi_align(maps, torch.cat([which[:, None].to(maps.dtype), place], 1), size, aligned=True)
+    return found.mean((-2, -1))
 
 
 class BoxHead(nn.Module):

@@ -11,5 +11,6 @@ COMMANDS = {
     "linear": "a linear classifier on frozen features of class folders",
     "zero-shot": "classes by their names, through the text tower of an open_clip model",
     "retrieval": "images by their captions and captions by their images, through such a text tower",
+    "regions": "boxes by the names of their classes and by their phrases, through a prompter and by RoI-align",
 }
 """Name of a command (and of its module, - for _) -> what `--help` says of it."""

@@ -160,15 +160,17 @@ def finish(
     settings: Mapping[str, Any],
     notes: Sequence[str],
     figures: str = "top-1 accuracy",
+    models_down: bool = False,
 ) -> None:
-    """`keep`, and print the table."""
+    """`keep`, and print the table; models_down: one a group of settings, with models below one another."""
     from rich.console import Console
 
-    from locfast.eval.global_ability.table import score_table
+    from locfast.eval.global_ability.table import score_table, tables_by_group
 
     file = keep(args, evaluation, found, models, splits, settings, notes)
     print(f"{evaluation}, {splits['val'][0]!r}: {figures} in percent, 95 % intervals over images below")
-    Console().print(score_table(found))
+    for table in tables_by_group(found) if models_down else [score_table(found)]:
+        Console().print(table)
     for name, (source, read) in splits.items():
         if lost := len(source) - len(read):
             print(f"{lost} of {len(source)} {name} images could not be read and were left out, named in {file}")

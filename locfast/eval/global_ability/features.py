@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, get_args
@@ -11,6 +11,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from locfast.data.assemble import Batch
 from locfast.data.loader import Loader
 from locfast.data.sources.class_folder import ClassFolder
 from locfast.data.sources.split import sample_name
@@ -104,53 +105,75 @@ def read_features(source: Source, towers: Mapping[str, Tower], reading: Reading,
         name: views.setdefault(evaluation_view(tower.backbone), f"view{len(views)}") for name, tower in towers.items()
     }
     for tower in towers.values():
-        tower.backbone.to(reading.device)
-        for part in (tower.embed, getattr(tower.embed, "__self__", None)):  # a module, or a method of one
-            if isinstance(part, nn.Module):
-                part.to(reading.device)
-    loader = Loader(
+        move(tower, reading.device)
+    spec = ImageSpec({name: view for view, name in views.items()}, records=texts, text=texts)
+    loader = evaluation_loader(source, spec, reading)
+    parts: dict[str, list[Tensor]] = {name: [] for name in towers}
+    found: list[tuple[str, ...]] = []
+    indices = []
+    for batch, read in readable(loader, torch.arange(len(source)), reading):
+        indices.append(batch["index"][read].cpu())
+        if texts:
+            found += [batch["records"][row].texts for row in read.tolist()]
+        for name, tower in towers.items():
+            parts[name].append(tower.embed(tokens_of(tower, batch["views"][of[name]][read], reading)).cpu())
+    index = torch.cat(indices)
+    features = {name: torch.cat(parts.pop(name)) for name in towers}
+    for name, values in features.items():
+        check_finite(name, values, source, index)
+    return Features(features, index, dict(loader.replaced.names), found)
+
+
+def move(tower: Tower, device: torch.device) -> None:
+    """Bring a backbone, and what it is embedded by, to `device`."""
+    tower.backbone.to(device)
+    for part in (tower.embed, getattr(tower.embed, "__self__", None)):  # a module, or a method of one
+        if isinstance(part, nn.Module):
+            part.to(device)
+
+
+def evaluation_loader(source: Source, spec: ImageSpec, reading: Reading) -> Loader:
+    """Of views that draw nothing: neither random crops nor flips."""
+    return Loader(
         source,
-        ImageSpec({name: view for view, name in views.items()}, records=texts, text=texts),
-        seed=0,  # draws nothing: these views have neither random crops nor flips
+        spec,
+        seed=0,
         workers=0 if len(source) <= FEW else reading.workers,
         device=reading.device,
         decoder=reading.decoder,
         instead="it is left out",
     )
-    parts: dict[str, list[Tensor]] = {name: [] for name in towers}
-    found: list[tuple[str, ...]] = []
-    indices, start, told = [], perf_counter(), perf_counter()
-    where = getattr(source, "root", repr(source))
-    for batch in loader.sequential(0, torch.arange(len(source)).split(reading.batch_size)):
-        asked, shown = batch["position"], batch["index"]
-        read = (asked == shown).nonzero()[:, 0]  # a row of another index stands in for an unreadable one
-        indices.append(shown[read].cpu())
-        if texts:
-            found += [batch["records"][row].texts for row in read.tolist()]
-        for name, tower in towers.items():
-            parts[name].append(_features(tower, batch["views"][of[name]][read], reading).cpu())
+
+
+def readable(loader: Loader, indices: Tensor, reading: Reading) -> Iterator[tuple[Batch, Tensor]]:
+    """Batches of the samples `indices` [M], and which rows of each hold what was asked for; says how far it is."""
+    start = told = perf_counter()
+    where, done = getattr(loader.source, "root", repr(loader.source)), 0
+    for batch in loader.sequential(0, indices.split(reading.batch_size)):
+        # a row of another index stands in for an unreadable one
+        yield batch, (batch["position"] == batch["index"]).nonzero()[:, 0]
+        done += len(batch["index"])
         if perf_counter() - told > EVERY:
-            told, done = perf_counter(), int(asked[-1]) + 1
-            log.info("%d of %d images of %s, %.0f a second", done, len(source), where, done / (told - start))
-    index = torch.cat(indices)
-    features = {name: torch.cat(parts.pop(name)) for name in towers}
-    for name, values in features.items():
-        if not bool(values.isfinite().all()):
-            bad = int((~values.isfinite().all(1)).nonzero()[0, 0])
-            raise UserError(
-                f"the features of {name} are not finite, first at {sample_name(source, int(index[bad]))}. Type "
-                "--precision fp32; if they stay so, the weights are damaged."
-            )
-    return Features(features, index, dict(loader.replaced.names), found)
+            told = perf_counter()
+            log.info("%d of %d images of %s, %.0f a second", done, len(indices), where, done / (told - start))
 
 
-def _features(tower: Tower, images: Tensor, reading: Reading) -> Tensor:
-    """images [B, 3, H, W], normalised -> [B, C] fp32."""
+def tokens_of(tower: Tower, images: Tensor, reading: Reading) -> Tensor:
+    """images [B, 3, H, W], normalised -> [B, T, C] fp32, behind the final norm."""
     if not len(images):
-        return tower.embed(images.new_zeros(0, tower.backbone.num_tokens, tower.backbone.embed_dim)).float()
+        return images.new_zeros(0, tower.backbone.num_tokens, tower.backbone.embed_dim)
     with torch.autocast(reading.device.type, dtype=torch.bfloat16, enabled=reading.precision == "bf16"):
-        tokens = tower.backbone.forward_features(images, softcap=tower.softcap)
-    return tower.embed(tokens.float())
+        return tower.backbone.forward_features(images, softcap=tower.softcap).float()
+
+
+def check_finite(name: str, values: Tensor, source: Source, index: Tensor) -> None:
+    """Raise UserError where a row of values [M, C] is not finite; index [M]: places in the source."""
+    if not bool(values.isfinite().all()):
+        bad = int((~values.isfinite().all(1)).nonzero()[0, 0])
+        raise UserError(
+            f"the features of {name} are not finite, first at {sample_name(source, int(index[bad]))}. Type "
+            "--precision fp32; if they stay so, the weights are damaged."
+        )
 
 
 def _check_every_class(source: ClassFolder, labels: Tensor, unreadable: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from torch import Tensor
 
 DRAWS = 10_000
@@ -34,6 +35,35 @@ def bootstrap(
         parts.append(sums[:, 1:] / sums[:, :1])
     accuracy = np.concatenate(parts)
     return {name: accuracy[:, place] for place, name in enumerate(right)}
+
+
+def bootstrap_per_class(
+    right: Mapping[str, Tensor], labels: Tensor, image_of: Tensor, seed: int = 0, draws: int = DRAWS
+) -> dict[str, np.ndarray]:
+    """Means over classes of the accuracy in each, on resampled images: {name: [draws] fp64}.
+
+    right: which questions each model got right, [R] bool; labels [R] int64 their classes, image_of [R] int64 their
+    images, which are drawn with all of their questions. A class that a resample lacks is left out of its mean.
+    """
+    _, label = labels.unique(return_inverse=True)
+    images, image = image_of.unique(return_inverse=True)
+    classes, count = int(label.max()) + 1, len(images)
+    rows = torch.cat([label + classes * place for place in range(1 + len(right))])
+    values = torch.cat([torch.ones(len(labels)), *right.values()]).double()
+    where = torch.stack([rows, image.repeat(1 + len(right))])
+    shape = (classes * (1 + len(right)), count)
+    table = torch.sparse_coo_tensor(where, values, shape, check_invariants=True).coalesce()
+    random, step = np.random.default_rng(seed), max(1, DRAWN // max(count, len(table)))
+    parts = []
+    for start in range(0, draws, step):
+        some = min(step, draws - start)
+        drawn = random.integers(count, size=(some, count)) + count * np.arange(some)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=some * count).reshape(some, count).astype(np.float64)
+        sums = torch.sparse.mm(table, torch.from_numpy(times).T).view(1 + len(right), classes, some)
+        there = sums[0] > 0
+        parts.append((sums[1:] / sums[0].clamp(min=1)).sum(1) / there.sum(0))
+    means = torch.cat(parts, 1).numpy()
+    return {name: means[place] for place, name in enumerate(right)}
 
 
 def interval(values: np.ndarray) -> Interval:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,8 +83,21 @@ def compare(
     drawn = bootstrap(right, seed, of=of)
     total = len(next(iter(right.values()))) if of is None else int(of.sum())
     accuracy = {name: int(one.sum()) / total for name, one in right.items()}
+    return resampled(setting, accuracy, drawn, against, per_class=per_class, details=details)
+
+
+def resampled(
+    setting: str,
+    accuracy: Mapping[str, float],
+    drawn: Mapping[str, np.ndarray],
+    against: Mapping[str, str],
+    *,
+    per_class: Mapping[str, dict[str, float]] | None = None,
+    details: Mapping[str, dict[str, Any]] | None = None,
+) -> list[Score]:
+    """One score a model from what it reaches and what it reaches on resampled images, {model: [draws]}."""
     told = []
-    for name in right:
+    for name in accuracy:
         difference = None
         if other := against.get(name):
             spread = interval(drawn[name] - drawn[other])
