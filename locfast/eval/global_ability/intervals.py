@@ -52,7 +52,8 @@ def bootstrap_per_class(
     values = torch.cat([torch.ones(len(labels)), *right.values()]).float()  # counts, exact below 2^24
     where = torch.stack([rows, image.repeat(1 + len(right))])
     shape = (classes * (1 + len(right)), count)
-    table = torch.sparse_coo_tensor(where, values, shape, check_invariants=True).coalesce()
+    with torch.sparse.check_sparse_tensor_invariants():  # without a word on it torch warns
+        table = torch.sparse_coo_tensor(where, values, shape).coalesce()
     random, step = np.random.default_rng(seed), max(1, DRAWN // max(count, len(table)))
     parts = []
     for start in range(0, draws, step):
