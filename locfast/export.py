@@ -1,5 +1,5 @@
 """`python -m locfast.export RUN --to timm|hf|open_clip|prismatic|llava`: the trained backbone of a run as files that
-another library's own loader takes; for a vision-language model, with its adapter."""
+another library's own loader takes; for a vision-language model, with its adapter; of a CLOC run, with its prompter."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ def export(
     from locfast.config.registry import method_config
     from locfast.engine import checkpoint
     from locfast.engine.run_folder import RunFolder, load_method
+    from locfast.models.exporters.folder import written_aside
     from locfast.models.model_card import describe_run
+    from locfast.models.prompter_file import FILES as PROMPTER_FILES
 
     folder = RunFolder(run)
     method = load_method(run, ema)
@@ -87,20 +89,51 @@ def export(
         "card": describe_run(read_yaml(folder.config), folder.read_metrics(), found.step, averaged, from_scratch),
         "images": images,
     }
-    lines = _write(to, artifacts, out, adapter, llm_width, given)
+    with written_aside(out) as aside:
+        beside = _write_prompter(to, artifacts, aside, adapter, method, given["card"])
+        lines = _write(to, artifacts, aside, out, adapter, llm_width, given) + beside
+    if "prompter" not in given["card"]:
+        for name in PROMPTER_FILES:  # of an earlier export, whose tower is no longer there
+            (out / name).unlink(missing_ok=True)
     print(f"{out}: step {found.step}{' (moving average)' if averaged else ''}")
     print("\n".join(lines))
 
 
-def _write(
-    to: str, artifacts: dict[str, Any], out: Path, adapter: Any, llm_width: int, given: dict[str, Any]
+def _write_prompter(
+    to: str, artifacts: dict[str, Any], folder: Path, adapter: Any, method: Any, card: dict[str, Any]
 ) -> list[str]:
-    """Write one format; returns what its user types next."""
+    """Write the prompter that a run trained, where it trained one and the target hands on what it reads.
+
+    Returns what its user types next, or why there is none.
+    """
+    if artifacts.get("prompter") is None:
+        return []
+    if to in WITH_ADAPTER and adapter == "truncated":
+        return ["no prompter: it reads the last block's tokens, and --adapter truncated takes the last blocks away"]
+    from locfast.models.prompter_file import Frame, save_prompter
+
+    view = next(iter(method.validation_spec().views.values()))
+    frame = Frame(view.size, view.mean, view.std, view.interpolation, view.crop == "pad")
+    card["prompter"] = save_prompter(
+        folder,
+        artifacts["prompter"],
+        artifacts.get("box_head"),
+        backbone=artifacts["backbone"],
+        frame=frame,
+        region_scale=artifacts["region_scale"],
+    )
+    return ['prompter: from cloc_prompter import load; prompter = load("FOLDER")  # that folder on PYTHONPATH']
+
+
+def _write(
+    to: str, artifacts: dict[str, Any], folder: Path, out: Path, adapter: Any, llm_width: int, given: dict[str, Any]
+) -> list[str]:
+    """Write one format to `folder`, which will be `out`; returns what its user types next."""
     backbone, softcap = artifacts["backbone"], given["softcap"]
     if to == "timm":
         from locfast.models.export import write_timm_export
 
-        off = write_timm_export(backbone, out, **given)
+        off = write_timm_export(backbone, folder, **given)
         load = [f'timm.create_model("local-dir:{out}", pretrained=True)']
         if off is not None:
             load.append(
@@ -112,12 +145,12 @@ def _write(
     if to == "open_clip":
         from locfast.models.exporters.open_clip import write_open_clip_export
 
-        write_open_clip_export(backbone, out, **given)
+        write_open_clip_export(backbone, folder, **given)
         return [f'{path}: from open_clip_tower import load_model; model = load_model("{out}")']
     if to == "hf":
         from locfast.models.exporters.hf import write_hf_export
 
-        differences = write_hf_export(backbone, out, **given)
+        differences = write_hf_export(backbone, folder, **given)
         return [
             f'{path}: from aligned_tower import load_tower, tower_features; tower = load_tower("{out}")',
             f"tokens without the final norm differ by {differences.without_norm:.1e} (relative L2)",
@@ -129,11 +162,11 @@ def _write(
     if to == "llava":
         from locfast.models.exporters.hf import write_llava_export
 
-        write_llava_export(backbone, out, adapter=made, **given)
+        write_llava_export(backbone, folder, adapter=made, **given)
         return [f'{path}: from aligned_tower import AlignedTower; tower = AlignedTower("{out}")', projector]
     from locfast.models.exporters.prismatic import write_prismatic_export
 
-    write_prismatic_export(backbone, out, adapter=made, **given)
+    write_prismatic_export(backbone, folder, adapter=made, **given)
     return [f'{path}: from aligned_vit import AlignedViT; AlignedViT("aligned", folder="{out}")', projector]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def write_model_card(
 ) -> None:
     """Write the card of `plain`, the timm model exported from `backbone`. `without_cap` is the relative L2 between its
     features without and with the cap, measured on `measured_on`. target: where the export is for another loader."""
-    apart = ("metrics", "config", "from_scratch")
+    apart = ("metrics", "config", "from_scratch", "prompter")
     facts = {key: value for key, value in card.items() if key not in apart and value is not None}
     joint, from_scratch = bool(plain.num_classes), bool(card.get("from_scratch"))
     origin = "architecture, from random weights" if from_scratch else "base model"
@@ -94,6 +95,7 @@ def write_model_card(
         f"{datetime.date.today().isoformat()}. {TRAINED_JOINTLY if joint else TRAINED_LOCALLY}",
         *(target.sections if target else [_loading(plain), _softcap(softcap, without_cap, measured_on)]),
         JOINT if joint else NEVER_HAD if from_scratch else NOT_KEPT,
+        *([prompter_section(card["prompter"])] if card.get("prompter") else []),
         _images(backbone),
         "## Training\n\n" + _table({origin: backbone.name, **facts}),
     ]
@@ -141,6 +143,44 @@ def adapter_section(config: dict[str, Any]) -> str:
         f"out.{act} Train it with the language model, the backbone frozen. Another width: "
         "`load_adapter(FOLDER, llm_width=...)`."
     )
+
+
+def prompter_section(config: dict[str, Any]) -> str:
+    """What the prompter beside a tower is. config: its prompter.json."""
+    kinds = {
+        "self": "one block of attention over a prompt and all patch tokens",
+        "cross": "one block of attention from a prompt to the patch tokens",
+        "roi": "RoI-align on the patch tokens, the baseline (it needs torchvision)",
+    }
+    images = (
+        "Images were padded: the long side resized, the rest the mean colour. Boxes lie in [0, 1] of that frame, and "
+        "`pad_image` makes both."
+        if config["padded"]
+        else "Images were cropped and not padded: boxes lie in [0, 1] of what the tower sees."
+    )
+    finds = (
+        "`prompter.grounded(patches, phrases)` finds the boxes of phrases, given their text embeddings, not normalised."
+        if config["box_head"]
+        else "It was trained without grounding and finds no boxes for phrases."
+    )
+    tokens = f"[1, {math.prod(config['grid'])}, {config['width']}]"
+    return f"""## Prompter
+
+CLOC's: {kinds[config["kind"]]}. From boxes to region embeddings of width {config["joint"]}, in the joint space of
+images and texts. `cloc_prompter.py` needs torch and not locfast; put the folder on PYTHONPATH.
+
+```python
+import torch
+from cloc_prompter import load, pad_image
+
+prompter = load("FOLDER")
+pixels, place = pad_image(image, prompter.config)
+boxes = place(torch.tensor([[40.0, 12.0, 96.0, 80.0]]))  # left, top, right, bottom in pixels of the image
+regions = prompter(patches, boxes[None])  # patches {tokens}, last block, final norm
+```
+
+`prompter.region_tokens(patches, boxes)` gives what stands before the projection, of width {config["width"]}. {images}
+{finds} Cosines with text embeddings were multiplied with {config["region_scale"]:.4g} in training."""
 
 
 def architecture_call(plain: Any) -> str:

@@ -48,6 +48,7 @@ class CornerCode(nn.Module):
         super().__init__()
         if width % 4:
             raise ValueError(f"a corner's code needs a width divisible by 4, got {width}")
+        self.frequencies = frequencies
         low, high = (math.log(f) for f in frequencies)
         rates = 2 * math.pi * torch.linspace(low, high, width // 4, dtype=torch.float64).exp()
         self.register_buffer("rates", rates.float(), persistent=False)
