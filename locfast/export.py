@@ -84,14 +84,17 @@ def export(
     if softcap is not None or to != "timm":  # something is measured on them
         images = _some_images(config, method, backbone.image_size)
     from_scratch = method_config(config).from_scratch or not config.pretrained
-    given = {
+    given: dict[str, Any] = {
         "softcap": softcap,
         "card": describe_run(read_yaml(folder.config), folder.read_metrics(), found.step, averaged, from_scratch),
         "images": images,
     }
+    if artifacts.get("embed") is not None:
+        given["card"]["joint"] = "text" if "text_tower" in artifacts else "teacher"
     with written_aside(out) as aside:
-        beside = _write_prompter(to, artifacts, aside, adapter, method, given["card"])
-        lines = _write(to, artifacts, aside, out, adapter, llm_width, given) + beside
+        beside = _write_prompter(to, artifacts, aside, out, adapter, method, given["card"])
+        lines = _write(to, artifacts, aside, out, adapter, llm_width, given, _view(method).crop == "pad")
+        lines += beside
     if "prompter" not in given["card"]:
         for name in PROMPTER_FILES:  # of an earlier export, whose tower is no longer there
             (out / name).unlink(missing_ok=True)
@@ -100,9 +103,9 @@ def export(
 
 
 def _write_prompter(
-    to: str, artifacts: dict[str, Any], folder: Path, adapter: Any, method: Any, card: dict[str, Any]
+    to: str, artifacts: dict[str, Any], folder: Path, out: Path, adapter: Any, method: Any, card: dict[str, Any]
 ) -> list[str]:
-    """Write the prompter that a run trained, where it trained one and the target hands on what it reads.
+    """Write the prompter that a run trained to `folder`, where it trained one and the target hands on what it reads.
 
     Returns what its user types next, or why there is none.
     """
@@ -112,7 +115,7 @@ def _write_prompter(
         return ["no prompter: it reads the last block's tokens, and --adapter truncated takes the last blocks away"]
     from locfast.models.prompter_file import Frame, save_prompter
 
-    view = next(iter(method.validation_spec().views.values()))
+    view = _view(method)
     frame = Frame(view.size, view.mean, view.std, view.interpolation, view.crop == "pad")
     card["prompter"] = save_prompter(
         folder,
@@ -122,11 +125,18 @@ def _write_prompter(
         frame=frame,
         region_scale=artifacts["region_scale"],
     )
-    return ['prompter: from cloc_prompter import load; prompter = load("FOLDER")  # that folder on PYTHONPATH']
+    return [f'PYTHONPATH={out}: from cloc_prompter import load; prompter = load("{out}")']
 
 
 def _write(
-    to: str, artifacts: dict[str, Any], folder: Path, out: Path, adapter: Any, llm_width: int, given: dict[str, Any]
+    to: str,
+    artifacts: dict[str, Any],
+    folder: Path,
+    out: Path,
+    adapter: Any,
+    llm_width: int,
+    given: dict[str, Any],
+    padded: bool,
 ) -> list[str]:
     """Write one format to `folder`, which will be `out`; returns what its user types next."""
     backbone, softcap = artifacts["backbone"], given["softcap"]
@@ -143,10 +153,16 @@ def _write(
         return load
     path = f"PYTHONPATH={out}"
     if to == "open_clip":
-        from locfast.models.exporters.open_clip import write_open_clip_export
+        from locfast.models.exporters.open_clip import no_pair, write_open_clip_export
 
-        write_open_clip_export(backbone, folder, **given)
-        return [f'{path}: from open_clip_tower import load_model; model = load_model("{out}")']
+        text = _text_half(artifacts, padded)
+        write_open_clip_export(backbone, folder, text=text, **given)
+        tower = f'{path}: from open_clip_tower import load_model; model = load_model("{out}")'
+        if text is None:
+            return [tower]
+        missing = no_pair(backbone, text)
+        both = f'both towers: open_clip.create_model_and_transforms("local-dir:{out}")'
+        return [tower, both if missing is None else f"the image tower alone: {missing}"]
     if to == "hf":
         from locfast.models.exporters.hf import write_hf_export
 
@@ -168,6 +184,20 @@ def _write(
 
     write_prismatic_export(backbone, folder, adapter=made, **given)
     return [f'{path}: from aligned_vit import AlignedViT; AlignedViT("aligned", folder="{out}")', projector]
+
+
+def _text_half(artifacts: dict[str, Any], padded: bool) -> Any:
+    """The text tower that a run trained with its image tower; None where it trained none."""
+    if "text_tower" not in artifacts:
+        return None
+    from locfast.models.exporters.open_clip_pair import TextHalf
+
+    return TextHalf(artifacts["text"]["model"], artifacts["text_tower"], padded)
+
+
+def _view(method: Any) -> Any:
+    """The view of an image that a run is judged on."""
+    return next(iter(method.validation_spec().views.values()))
 
 
 def _some_images(config: Any, method: Any, size: tuple[int, int]) -> Tensor | None:

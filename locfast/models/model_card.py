@@ -22,6 +22,17 @@ The model's `head` is a projection into the joint space of images and texts of t
 `model(images)` gives an image's embedding, as timm's own CLIP models do. Normalise it, and compare it with embeddings
 of that CLIP's text tower."""
 
+JOINT_WITH_TEXT = """## Joint space
+
+The model's `head` is a projection into a joint space of images and texts: `model(images)` gives an image's embedding,
+as timm's own CLIP models do. Normalise it, and compare it with embeddings of the text tower that was trained with it,
+which this format does not hold: `--to open_clip` writes both."""
+
+LEFT_OUT = """## What is left out
+
+The projection into a joint space with texts that the run trained: this format has no place for it. `--to timm` keeps
+it, and `--to open_clip` a text tower that was trained with it."""
+
 TRAINED_LOCALLY = (
     "Blocks and final norm were trained for patch features; it has no classifier and no projection to text."
 )
@@ -45,6 +56,8 @@ class Target:
 
     library: str
     sections: list[str]
+    joint: str | None = None
+    """How a text tower goes with it, where it does."""
 
 
 def describe_run(
@@ -85,16 +98,18 @@ def write_model_card(
 ) -> None:
     """Write the card of `plain`, the timm model exported from `backbone`. `without_cap` is the relative L2 between its
     features without and with the cap, measured on `measured_on`. target: where the export is for another loader."""
-    apart = ("metrics", "config", "from_scratch", "prompter")
+    apart = ("metrics", "config", "from_scratch", "prompter", "joint")
     facts = {key: value for key, value in card.items() if key not in apart and value is not None}
-    joint, from_scratch = bool(plain.num_classes), bool(card.get("from_scratch"))
+    trained_with = card.get("joint")
+    both = target.joint if target else None
+    joint, from_scratch = bool(plain.num_classes) or both is not None, bool(card.get("from_scratch"))
     origin = "architecture, from random weights" if from_scratch else "base model"
     sections = [
         _front_matter(plain, target.library if target else "timm"),
         f"# {_title(backbone, facts)}\n\nA Vision Transformer backbone, written by locfast {__version__} on "
         f"{datetime.date.today().isoformat()}. {TRAINED_JOINTLY if joint else TRAINED_LOCALLY}",
         *(target.sections if target else [_loading(plain), _softcap(softcap, without_cap, measured_on)]),
-        JOINT if joint else NEVER_HAD if from_scratch else NOT_KEPT,
+        both or _joint(joint, trained_with, from_scratch),
         *([prompter_section(card["prompter"])] if card.get("prompter") else []),
         _images(backbone),
         "## Training\n\n" + _table({origin: backbone.name, **facts}),
@@ -108,6 +123,13 @@ def write_model_card(
     sections.append("## Versions\n\n" + _table({**versions, "python": platform.python_version()}))
     sections.append(_licence(plain, from_scratch))
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def _joint(has_head: bool, trained_with: str | None, from_scratch: bool) -> str:
+    """What the weights have to do with texts. trained_with: "teacher" or "text", where a projection was trained."""
+    if has_head:
+        return JOINT if trained_with != "text" else JOINT_WITH_TEXT
+    return LEFT_OUT if trained_with else NEVER_HAD if from_scratch else NOT_KEPT
 
 
 def _title(backbone: Backbone, facts: dict[str, Any]) -> str:

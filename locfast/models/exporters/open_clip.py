@@ -26,6 +26,14 @@ from locfast.models.exporters.folder import (
     written_aside,
 )
 from locfast.models.exporters.hf_keys import activation_name, tower_kind
+from locfast.models.exporters.open_clip_pair import (
+    TextHalf,
+    check_pair,
+    pair_config,
+    pair_state,
+    why_no_pair,
+    write_pair,
+)
 from locfast.models.model_card import Target, write_model_card
 
 OWN_NAMES = {
@@ -62,10 +70,17 @@ def timm_to_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_open_clip_export(
-    backbone: Backbone, folder: Path, *, softcap: float | None, card: dict[str, Any], images: Tensor | None = None
+    backbone: Backbone,
+    folder: Path,
+    *,
+    softcap: float | None,
+    card: dict[str, Any],
+    images: Tensor | None = None,
+    text: TextHalf | None = None,
 ) -> float | None:
     """Write `backbone` to `folder` as visual.safetensors with a model config, for open_clip's own loader.
 
+    text: the text tower trained with it, which then is written too, as a checkpoint of both (open_clip_pair.py).
     `load_model(folder)` of the open_clip_tower.py written beside it gives the model under its cap. Returns how far
     features are off without the cap (relative L2), None where there is none. Raises UserError where open_clip cannot
     build the architecture, or the plain code cannot cap it.
@@ -75,6 +90,9 @@ def write_open_clip_export(
     own = _is_own(backbone)
     if not own:
         _check_timm_tower(backbone, plain, softcap)
+    quick = _act(backbone) == "quick_gelu" if own else None
+    if text is not None and why_no_pair(backbone, text, quick) is not None:
+        text = None
     name = f"aligned-{plain.pretrained_cfg['architecture']}-{backbone.image_size[0]}"
     on_noise = images is None
     images = (some_noise(backbone) if images is None else images).float().cpu()
@@ -86,9 +104,16 @@ def write_open_clip_export(
         )
         save_file(weights, aside / "visual.safetensors", metadata={"format": "pt"})
         config = _config(backbone, plain, own)
-        (aside / f"{name}.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if text is None:
+            (aside / f"{name}.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        else:
+            head: Any = backbone.model.head
+            vision = {**config["vision_cfg"], **({} if own else {"timm_proj_bias": True})}
+            whole = pair_config(text, vision, head.out_features, quick)
+            write_pair(aside, name, whole, pair_state(weights, backbone, text, own), backbone, text)
+            check_pair(aside, backbone, text, images)
         features = Features(backbone.depth)
-        more = {"name": name, "tower": _tower(backbone) if own else None}
+        more = {"name": name, "tower": _tower(backbone) if own else None, "both": text is not None}
         write_aligned(aside, backbone, features, softcap, **more)
         copy_standalone(aside, "open_clip_tower", *([] if own else ["timm_softcap"]))
         trained = features.of(backbone, images, softcap)
@@ -96,7 +121,8 @@ def write_open_clip_export(
             aside, images, trained, softcap, lambda cap: write_aligned(aside, backbone, features, cap, **more)
         )
         measured_on = f"{len(images)} images of {'Gaussian noise' if on_noise else 'the run'}"
-        target = Target("open_clip", [_use(backbone, plain, own, softcap, without_cap, measured_on)])
+        use = _use(backbone, plain, own, softcap, without_cap, measured_on)
+        target = Target("open_clip", [use], None if text is None else _both(name))
         write_model_card(aside / "README.md", backbone, plain, softcap, without_cap, measured_on, card, target)
     return without_cap
 
@@ -182,6 +208,28 @@ def _config(backbone: Backbone, plain: Any, own: bool) -> dict[str, Any]:
     return {"embed_dim": 64, "quick_gelu": _act(backbone) == "quick_gelu", "vision_cfg": vision, "text_cfg": TEXT}
 
 
+def no_pair(backbone: Backbone, text: TextHalf) -> str | None:
+    """Why an export would hold the image tower alone; None where it holds both."""
+    return why_no_pair(backbone, text, _act(backbone) == "quick_gelu" if _is_own(backbone) else None)
+
+
+def _both(name: str) -> str:
+    return f"""## Both towers
+
+`open_clip_model.safetensors` holds image tower, projection, text tower and temperature, as they were trained together.
+
+```python
+import open_clip
+
+model, _, transform = open_clip.create_model_and_transforms("local-dir:FOLDER")
+tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
+```
+
+`open_clip.add_model_config("FOLDER/{name}.json")` makes it known as {name} as well, with `pretrained=` that file. Where
+the projection was trained with a bias and open_clip's has none, the bias lies in the norm before it: embeddings of
+images are the trained ones, and tokens behind the norm are off by a constant, which `load_model` takes out again."""
+
+
 def _use(
     backbone: Backbone, plain: Any, own: bool, softcap: float | None, without_cap: float | None, measured_on: str
 ) -> str:
@@ -201,7 +249,7 @@ Put the path of this folder for FOLDER, and the folder on PYTHONPATH. `visual.sa
 ```python
 from open_clip_tower import image_tokens, load_model
 
-model = load_model("FOLDER").eval()  # its text tower is a stand-in
+model = load_model("FOLDER").eval()  # its text tower is a stand-in where no open_clip_model.safetensors lies here
 features = image_tokens(model.visual, images)  # [B, {backbone.num_tokens}, {backbone.embed_dim}], normalised images
 ```
 

@@ -44,9 +44,11 @@ class ClocPrompter(nn.Module):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         self.config = config
-        self.prompter: Any = build_prompter(config)
+        prompter: Any = build_prompter(config)
+        self.prompter = prompter
         self.box_head = BoxHead(config["joint"]) if config["box_head"] else None
-        self.project, self.prompter.project = self.prompter.project, nn.Identity()
+        self.project = self.prompter.project
+        self.prompter.project = nn.Identity()
         for module in self.prompter.modules():
             if isinstance(module, nn.LayerNorm):
                 module.__class__ = WideNorm

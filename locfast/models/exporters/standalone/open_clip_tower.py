@@ -36,17 +36,31 @@ class SoftcapMultiheadAttention(nn.MultiheadAttention):
 def load_model(folder: str | Path, name: str | None = None, **kwargs: Any) -> Any:
     """An open_clip model whose image tower is the one in `folder`.
 
-    name: one of open_clip's own models of the same image tower; the export's own otherwise, whose text tower is
-    untrained. kwargs: for `open_clip.create_model` (pretrained="openai" for the text tower that the original had, ...).
+    name: one of open_clip's own models of the same image tower; the export's own otherwise, whose text tower is the
+    trained one where the folder has a checkpoint of both, and untrained where not. kwargs: for `open_clip.create_model`
+    (pretrained="openai" for the text tower that the original had, ...).
     Raises ValueError where the tower does not fit.
     """
     aligned = json.loads(Path(folder, "aligned.json").read_text(encoding="utf-8"))
+    both = name is None and aligned["both"]
     if name is None:
         name = aligned["name"]
         open_clip.add_model_config(Path(folder, f"{name}.json"))
+    if both:
+        kwargs = {"pretrained": str(Path(folder, "open_clip_model.safetensors")), **kwargs}
     model = open_clip.create_model(name, **kwargs)
+    before = model.visual.ln_post.bias.detach().clone() if both and hasattr(model.visual, "ln_post") else None
     load_visual(model.visual, folder)
+    if before is not None:
+        # The checkpoint has the projection's bias in the norm's. Tokens want the norm as it was trained.
+        bias = (before - model.visual.ln_post.bias.detach()) @ model.visual.proj.detach()
+        model.visual.register_buffer("proj_bias", bias, persistent=False)
+        model.visual.register_forward_hook(_add_bias)
     return model
+
+
+def _add_bias(visual: Any, images: Any, out: Any) -> Any:
+    return (out[0] + visual.proj_bias, *out[1:]) if isinstance(out, tuple) else out + visual.proj_bias
 
 
 def load_visual(visual: Any, folder: str | Path) -> None:
