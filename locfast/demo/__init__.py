@@ -1,6 +1,7 @@
 """The embedded demos, one a method: what `python -m locfast.train --method NAME` runs with no other flag."""
 
 DEMOS = {
+    "cloc": "locfast.demo.cloc:run_demo",
     "lut": "locfast.demo.lut:run_demo",
     "maskembed": "locfast.demo.run:run_demo",
     "uta": "locfast.demo.uta:run_demo",

@@ -2,8 +2,8 @@
 
 `python -m locfast.demo.claim --out benchmarks/results/cpu-demo/claim.json` runs the whole demo on seeds 10, 11 and 12,
 each with scenes, labelled scenes, masks and heads of its own, and gives the mean gain with its 95 % t interval. The
-demo's settings were chosen on other seeds (0, 1 and 2 for MaskEmbed, 0 for UTA and LUT), so these had no part in the
-choice. `--method uta` or `lut` claims for the demo of that method.
+demo's settings were chosen on other seeds (0, 1 and 2 for MaskEmbed, 0 for UTA, LUT and CLOC), so these had no part in
+the choice. `--method uta`, `lut` or `cloc` claims for the demo of that method.
 """
 
 from __future__ import annotations
@@ -44,14 +44,22 @@ def gains(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def figure_gains(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By figure of a demo.json: baseline, ours and, where there is one, the teacher, and the gain with its interval."""
+    """By figure of a demo.json: the mean of every side, and the gain over the baseline with its interval.
+
+    Where there is a third side, `gain_over_teacher` is that over it (CLOC's is CLIP alone); a figure of the method
+    alone has the interval of the figure itself.
+    """
     found = {}
     for number, first in enumerate(runs[0]["figures"]):
         figures = [run["figures"][number] for run in runs]
-        sides = {side: statistics.mean(f[side] for f in figures) for side in ("baseline", "ours")}
-        if first["teacher"] is not None:
-            sides["teacher"] = statistics.mean(f["teacher"] for f in figures)
-        found[first["name"]] = {**sides, "gain": interval([f["ours"] - f["baseline"] for f in figures])}
+        sides = [side for side in ("baseline", "ours", "teacher") if first[side] is not None]
+        one: dict[str, Any] = {side: statistics.mean(f[side] for f in figures) for side in sides}
+        for side, name in (("baseline", "gain"), ("teacher", "gain_over_teacher")):
+            if side in sides:
+                one[name] = interval([f["ours"] - f[side] for f in figures])
+        if sides == ["ours"]:
+            one["alone"] = interval([f["ours"] for f in figures])
+        found[first["name"]] = one
     return found
 
 
@@ -103,7 +111,8 @@ def main() -> None:
             config = parse_train(["--seed", str(seed), "--out", str(folder), "--overwrite", *flags])
             find_class(DEMOS[method])(config)
         runs.append(json.loads((folder / file).read_text()))
-    kept = ("seed", "scenes", "heads", "before", "after", "figures", "steps", "seconds", "seconds_in_all", "threads")
+    kept = ("seed", "scenes", "heads", "before", "after", "figures", "steps", "seconds", "seconds_in_all", "threads",
+            "same_box_always")  # fmt: skip
     result = {
         "command": "python -m locfast.demo.claim " + " ".join(sys.argv[1:]),
         "machine": machine(),
@@ -115,10 +124,10 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     for name, found in result["recall" if method == "maskembed" else "figures"].items():
-        gain = found["gain"]
-        first, second = (found[side] for side in (("before", "after") if "before" in found else ("baseline", "ours")))
-        interval_told = f"{gain['mean']:+.2f} ({gain['low']:+.2f} to {gain['high']:+.2f})"
-        print(f"{name:26} {first:6.2f} -> {second:6.2f}   {interval_told}")
+        shown = [f"{found[side]:6.2f}" for side in ("before", "baseline", "ours", "after", "teacher") if side in found]
+        told = [found[key] for key in ("gain", "gain_over_teacher", "alone") if key in found]
+        intervals = "   ".join(f"{one['mean']:+.2f} ({one['low']:+.2f} to {one['high']:+.2f})" for one in told)
+        print(f"{name:32} {' '.join(shown)}   {intervals}")
 
 
 if __name__ == "__main__":

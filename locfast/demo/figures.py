@@ -1,4 +1,4 @@
-"""What the demos of UTA and LUT have in common: figures of two ways to train, in a table, in demo.json, in a report."""
+"""What the demos of UTA, LUT and CLOC share: figures of ways to train, in a table, in demo.json, in a report."""
 
 from __future__ import annotations
 
@@ -23,20 +23,23 @@ FILE = "demo.json"
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure, in percent, of the baseline and of the method; of the teacher, where there is one."""
+    """One figure, in percent, of the method, of its baseline, and of a third to compare with, for UTA the teacher.
+
+    None where the figure has no meaning.
+    """
 
     name: str
-    baseline: float
-    ours: float
+    baseline: float | None
+    ours: float | None
     teacher: float | None = None
 
 
 def check_out(config: TrainConfig) -> Path:
-    """The run folder of a demo that trains two runs, the second inside the first's. Raises UserError as a run does."""
+    """The run folder of a demo of several runs, the others inside the first's. Raises UserError as a run does."""
     out = Path(config.out or default_out(config.method, config.model))
     if config.resume:
         raise UserError(
-            "--resume: the demo trains two runs and measures them; it cannot go on half-way. Give --overwrite, or "
+            "--resume: the demo trains several runs and measures them; it cannot go on half-way. Give --overwrite, or "
             f"go on with one run alone by naming its data: --resume --out {out} --data demo:4096."
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -80,6 +83,6 @@ def table(result: dict[str, Any]) -> Table:
         shown.add_column(column, justify="left" if not column else "right")
     for figure in result["figures"]:
         told = [figure["baseline"], figure["ours"], *([figure["teacher"]] if len(result["columns"]) > 2 else [])]
-        gain = f"{figure['ours'] - figure['baseline']:+.2f}"
+        gain = "" if figure["baseline"] is None else f"{figure['ours'] - figure['baseline']:+.2f}"
         shown.add_row(figure["name"], *("" if value is None else f"{value:.2f}" for value in told), gain)
     return shown

@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import locfast
 from locfast.errors import UserError, suggest
 from locfast.models.create import seeded
 
 INSTALL = "pip install 'locfast[open-clip]'"
+DEMO_TEXT = Path(locfast.__file__).parent / "demo" / "text_tower.json"
+"""A small text tower, without weights, for the embedded demo of CLOC."""
 Flags = tuple[str, str]
 """What the user typed the name and the weights after: errors repeat it."""
 
@@ -29,7 +32,7 @@ def _root_logger_left_alone() -> Iterator[None]:
 
 @_root_logger_left_alone()
 def load_open_clip(name: str, pretrained: str, *, seed: int = 0, flags: Flags) -> tuple[Any, Any]:
-    """(model, tokenizer) of open_clip by name, or by a config file (.json); in evaluation mode, on the CPU.
+    """(model, tokenizer) of open_clip by name, or by a config file (.json), or demo; in evaluation mode, on the CPU.
 
     pretrained: a tag of open_clip's, a checkpoint file, or "none" for weights drawn from `seed`. Raises UserError
     where open_clip is not installed and where names, files or a network do not lead to a model and its tokenizer.
@@ -41,6 +44,8 @@ def load_open_clip(name: str, pretrained: str, *, seed: int = 0, flags: Flags) -
         raise UserError(
             f"{by_name} {name} is a model of open_clip, which cannot be imported ({error}). Type {INSTALL}"
         ) from None
+    if name == "demo":
+        name = str(DEMO_TEXT)
     if name.endswith(".json"):
         if not Path(name).is_file():
             raise UserError(f"{by_name} {name}: no such file. Give a config of open_clip, or a name it knows.")

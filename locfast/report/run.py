@@ -1,4 +1,4 @@
-"""The report of a run folder: loss, settings and, of the demo, the probe before and after."""
+"""The report of a run folder: loss, settings and, of a demo, the probe before and after or boxes of phrases."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from locfast.report.charts import Value, dots, legend, lines, percent
+from locfast.report.grounding import boxes_of_phrases
 from locfast.report.page import data_uri, figure, figures, page, paragraph, section, table, tiles
 
 CURVES = {"loss": "training", "val/loss": "held out", "loss/all_visible": "all patches visible"}
@@ -17,7 +18,7 @@ WHEN = ("before", "after")
 
 
 def run_page(run: Path) -> str:
-    """Everything that config.yaml, metrics.jsonl and, where there is one, the demo's probe.json tell."""
+    """Everything that config.yaml, metrics.jsonl and, where there is one, a demo's probe.json or demo.json tell."""
     from locfast.engine.run_folder import RunFolder
 
     folder = RunFolder(run)
@@ -26,6 +27,10 @@ def run_page(run: Path) -> str:
     probed = json.loads(probe_file.read_text(encoding="utf-8")) if probe_file.is_file() else {}
     demo = probed if "before" in probed else None
     parts = [_recall(demo) if demo else "", _loss(metrics), _pictures(demo) if demo else ""]
+    told_file = run / "demo.json"
+    told = json.loads(told_file.read_text(encoding="utf-8")) if told_file.is_file() else {}
+    if "boxes" in told:
+        parts.append(boxes_of_phrases(told["boxes"], told["scenes"]["stream"]))
     parts.append(
         section("Settings", f"<figure><pre>{escape(folder.config.read_text(encoding='utf-8'))}</pre></figure>")
     )
