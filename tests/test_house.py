@@ -35,10 +35,16 @@ COMMANDS = (
     "evaluate finetune",
     "evaluate regions",
     "analyze",
+    "vesl",
+    "vesl run",
+    "vesl caption",
+    "vesl phrases",
+    "vesl detect",
+    "vesl view",
 )
 ABOVE = (
     *("cli", "train", "probe", "evaluate", "analyze", "export", "env", "inspect", "report", "demo", "subject"),
-    "subcommands",
+    *("subcommands", "vesl"),
 )
 """Commands and the demo: nothing below may import them (but `locfast.cli`, which holds what they share)."""
 
@@ -50,6 +56,7 @@ FORBIDDEN = {
     "methods": ("engine", "eval", *ABOVE),
     "engine": ("models", "eval", *(name for name in ABOVE if name != "cli")),
     "eval": ("methods", "engine", *ABOVE),
+    "vesl": ("kernels", "models", "methods", "eval", *(name for name in ABOVE if name != "vesl")),
 }
 """Room -> the parts of locfast that its files must not import. A room's `__main__` is a command, and so is every module
 in its `commands/`: one that shows what a method makes of data needs both, and no room below is both's."""
