@@ -84,8 +84,8 @@ class Stage:
         left = list(self.folder.missing(self.name))
         if left:
             raise UserError(
-                f"{self.name}: {len(left)} of {self.folder.chunks} chunks wait for the step before, the first is chunk {left[0] + 1}. Type "
-                f"`python -m locfast.vesl {self.before}` for --out {self.folder.out}, then this again."
+                f"{self.name}: {len(left)} of {self.folder.chunks} chunks wait for the step before, first of all chunk "
+                f"{left[0] + 1}. Type `python -m locfast.vesl {self.before}` for {self.folder.out}, then this again."
             )
 
 

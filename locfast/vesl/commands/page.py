@@ -17,7 +17,7 @@ SIDE = 480
 """Pixels of the longer side of a picture: a photograph takes some 50 kB."""
 COLOURS = ((0.0, "#5ab4ff"), (0.2, "#ffd23f"), (0.35, "#ff8a3d"), (0.5, "#ff4f8b"))
 """From which score on a box has which colour: light enough for dark photographs, outlined for light ones."""
-LETTER = 0.62
+LETTER = 0.56
 """Width of a letter by its height, about: for the plate behind a phrase."""
 
 

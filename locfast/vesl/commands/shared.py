@@ -141,7 +141,6 @@ def running(args: argparse.Namespace, first: str) -> Iterator[Run]:
     _check(args.workers is None or args.workers >= 0, f"--workers is 0 or more, got {args.workers}")
     _check(not args.out.is_file(), f"--out {args.out} is a file; give a folder")
     world = environment()
-    tell(world.rank, world.size)
     device = pick_device(args.device, world.local_rank, world.size)
     fresh: tuple[str, ...] = ()
     if args.overwrite:
@@ -160,18 +159,26 @@ def running(args: argparse.Namespace, first: str) -> Iterator[Run]:
     try:
         workers = default_workers() if args.workers is None else args.workers
         precision = pick_precision(args.precision, device)
-        yield Run(folder, aside, source, device, precision, workers, args.batch_size, data, fresh)
+        with telling(world.rank, world.size):
+            yield Run(folder, aside, source, device, precision, workers, args.batch_size, data, fresh)
     finally:
         aside.close()
 
 
-def tell(rank: int, ranks: int) -> None:
-    """What the stages log goes to stderr, and says which rank it is of."""
+@contextmanager
+def telling(rank: int, ranks: int) -> Iterator[None]:
+    """Inside the block, what the stages log goes to stderr, and says which rank it is of."""
     log = logging.getLogger("locfast")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(f"[rank {rank}] %(message)s" if ranks > 1 else "%(message)s"))
-    log.handlers, log.propagate = [handler], False
+    level = log.level
+    log.addHandler(handler)
     log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
 
 
 def _place(spec: str) -> str:

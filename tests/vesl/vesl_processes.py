@@ -1,0 +1,40 @@
+"""Real processes of `python -m locfast.vesl`: forked from a server that has imported torch and transformers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["torch", "transformers.models.owlv2.modeling_owlv2", "locfast.vesl.stages"])
+
+CLOCKED = ("times", ".aside", ".vesl.lock")
+"""What a folder holds beside its contents: times, which no two runs share, and locks."""
+
+
+def start(arguments: list[object], output: Path, environment: dict[str, str]) -> BaseProcess:
+    process = _server.Process(target=_main, args=([str(one) for one in arguments], str(output), environment))
+    process.start()
+    return process
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """The bytes of all files that a run is for, by name."""
+    files = (path for path in sorted(out.rglob("*")) if path.is_file())
+    return {
+        str(path.relative_to(out)): path.read_bytes() for path in files if path.relative_to(out).parts[0] not in CLOCKED
+    }
+
+
+def _main(arguments: list[str], output: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    sys.argv = ["vesl", *arguments]
+    from locfast.vesl.__main__ import main
+
+    main()
