@@ -9,7 +9,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["torch", "transformers.models.owlv2.modeling_owlv2", "locfast.vesl.stages"])
+_server.set_forkserver_preload(
+    [
+        *("torch", "nltk", "transformers.models.owlv2.modeling_owlv2", "transformers.models.owlv2.processing_owlv2"),
+        *("transformers.models.auto.processing_auto", "transformers.models.auto.modeling_auto"),
+        *("transformers.models.owlv2.image_processing_owlv2", "transformers.models.clip.tokenization_clip"),
+        *("locfast.vesl.commands.steps", "locfast.vesl.detector", "locfast.data.loader", "locfast.engine.precision"),
+    ]
+)
 
 CLOCKED = ("times", ".aside", ".vesl.lock")
 """What a folder holds beside its contents: times, which no two runs share, and locks."""
@@ -35,6 +42,9 @@ def _main(arguments: list[str], output: str, environment: dict[str, str]) -> Non
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     sys.argv = ["vesl", *arguments]
+    import nltk
+
+    nltk.data.path.insert(0, environment["NLTK_DATA"])  # which NLTK read when it was imported
     from locfast.vesl.__main__ import main
 
     main()
