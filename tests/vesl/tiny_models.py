@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import string
 from pathlib import Path
 
@@ -19,6 +20,7 @@ a/DT dog/NN and/CC a/DT cat/NN sit/VBP on/IN the/DT red/JJ sofa/NN ./.
 the/DT old/JJ man/NN holds/VBZ two/CD apples/NNS in/IN his/PRP$ hand/NN ./.
 green/JJ apples/NNS and/CC blue/JJ balls/NNS on/IN a/DT table/NN ,/, a/DT dog/NN under/IN it/PRP ./.
 he/PRP sees/VBZ it/PRP ./. she/PRP holds/VBZ a/DT very/RB small/JJ ball/NN ./.
+a/DT photo/NN :/: the/DT blue/JJ ball/NN and/CC grass/NN ,/, old/JJ cat/NN ./.
 this/DT is/VBZ the/DT same/NN of/IN a/DT red/JJ house/NN ./.
 """
 PLAIN = "A dog sees Mr. Brown. The cat sees Mr. Smith. Mr. Brown sees a tree. It is old. It is big. He sees it."
@@ -34,7 +36,10 @@ def nltk_data(root: Path) -> Path:
     try:
         sentences = [[tuple(pair.rsplit("/", 1)) for pair in line.split()] for line in TAGGED.strip().splitlines()]
         tagger = PerceptronTagger(load=False)
-        tagger.train(sentences, save_loc=None)
+        state = random.getstate()
+        random.seed(0)  # it shuffles
+        tagger.train(25 * sentences)  # words seen 20 times are looked up, so that a test depends on no weights
+        random.setstate(state)
         folder = root / "taggers" / "averaged_perceptron_tagger_eng"
         folder.mkdir(parents=True)
         for part, value in (
