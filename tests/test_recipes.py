@@ -14,6 +14,8 @@ LUT = {"lut_s16": 1.0, "lut_b16": 0.25, "lut_l16": 0.25}
 CONTRASTIVE = {"clip_uta_b16": (2e-4, 0.75, 2e9), "clip_uta_l14": (4e-4, 0.85, 4e9)}
 UTA = {"uta_b14": (0.4, 0.0), "uta_l14": (0.5, 0.1), "uta_g14": (0.5, 0.1)}
 """Recipes of UTA, the share they hide and the paths they drop."""
+CLOC = {"cloc_b16": ("ViT-B-16", 224), "cloc_l14": ("ViT-L-14", 336), "cloc_h14": ("ViT-H-14", 336)}
+"""Recipes of CLOC, the text tower and the pixels of a side."""
 UNCAPPED = {"beit_b16", "beitv2_b16", "eva02_b16"}
 FIFTY_EPOCHS = {"mocov3_b16", "mae_b16", "dino_b16"}
 LARGE = {"in1k_l16", "clip_l14", "clip_l14_336", "siglip_so400m_224", "siglip_so400m_384"}
@@ -80,3 +82,16 @@ def test_recipe_of_uta_follows_its_section_three(name: str) -> None:
     optim = config.uta.optim
     assert (optim.weight_decay, optim.warmup_epochs, optim.final_lr_ratio * config.lr) == (0.05, 1, pytest.approx(1e-5))
     assert timm.models.get_pretrained_cfg(config.uta.teacher).num_classes == 1024
+
+
+@pytest.mark.parametrize("name", CLOC)
+def test_recipe_of_cloc_follows_its_table_a(name: str) -> None:
+    config = config_of(name)
+    assert (config.steps, config.batch_size, config.lr) == (439087, 32768, 5e-4)
+    assert config.steps * config.batch_size == pytest.approx(14e9, rel=0.03)
+    assert (config.cloc.text, config.image_size) == CLOC[name]
+    optim = config.cloc.optim
+    assert (optim.name, optim.betas, optim.weight_decay, optim.warmup_steps) == ("adamw", (0.9, 0.98), 0.2, 2000)
+    assert (config.cloc.regions, config.cloc.filter_threshold, config.cloc.crop) == (4, 0.9, "pad")
+    assert config.cloc.from_scratch and 32768 % (8 * config.micro_batch) == 0
+    assert config.model in timm.list_models()

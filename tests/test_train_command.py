@@ -60,7 +60,7 @@ def test_help_names_every_flag_and_imports_no_torch():
 
 
 def test_lists_methods_and_recipes():
-    assert {"clip", "lut", "maskembed", "uta"} == set(_train("--method", "help").stdout.split())
+    assert {"clip", "cloc", "lut", "maskembed", "uta"} == set(_train("--method", "help").stdout.split())
     assert "clip_l14_336" in _train("--recipe", "help").stdout.split()
 
 

@@ -101,6 +101,11 @@ class Trainer:
         self.unreadable = Unreadable(self.loader, self.plan.samples, self.config.max_bad)
         warmup = round(self.optim.warmup_epochs * self.plan.samples / self.plan.batch)
         self.warmup = warmup if self.optim.warmup_steps is None else self.optim.warmup_steps
+        if self.warmup >= self.plan.steps:
+            log.warning(
+                "The learning rate rises for %d steps and the run has %d: it never reaches --lr. --%s.optim.warmup-steps",
+                *(self.warmup, self.plan.steps, self.config.method),
+            )
         self.save_every = self.config.save_every or math.ceil(self.plan.steps / 10)
         # what a method does after a step cannot be taken back: it waits to know that the step was sound
         self.frees_the_host = type(self.method).after_step is Method.after_step
