@@ -262,6 +262,53 @@ def test_a_mask_becomes_the_box_around_it(travelled: Any) -> None:
         module.mask_boxes(torch.zeros(1, 4, 4))
 
 
+@pytest.mark.parametrize("projected", [True, False])
+@torch.no_grad()
+def test_the_sampler_for_ferret_reads_the_boxes_around_its_masks(
+    projected: bool, travelled: Any, tmp_path: Path
+) -> None:
+    """Ferret's masks have x first; an image without any gives None."""
+    loaded, (tokens, _, _) = travelled(prompter("self")), case()
+    module = sys.modules["travelled_prompter"]
+    sampler = module.RegionSampler(tmp_path, 40, projected=projected)
+    masks = torch.zeros(2, 100, 50)  # of an image 100 px wide and 50 px high
+    masks[0, 10:20, 5:25] = 1
+    masks[1, 99, 0] = 1
+    nothing, found = sampler(tokens, [[], list(masks)], original_dtype=torch.float32, return_dtype=torch.float32)
+    read = loaded.regions if projected else loaded.region_tokens
+    boxes = torch.tensor([[[0.1, 0.1, 0.2, 0.5], [0.99, 0.0, 1.0, 0.02]]])
+    assert nothing is None and found.shape == (2, 40)
+    torch.testing.assert_close(found, sampler.output(read(tokens[1:], boxes)[0]), rtol=1e-5, atol=1e-5)
+    padded = module.RegionSampler(tmp_path, 40, projected=projected, padded=True)
+    padded.output.load_state_dict(sampler.output.state_dict())
+    framed = module.pad_boxes(boxes * torch.tensor([100.0, 50, 100, 50]), (50, 100), loaded.config)
+    assert framed[0, 0, 1] == pytest.approx(0.25 + 0.05)  # a quarter of the frame lies above the image
+    (found,) = padded(tokens[1:], [list(masks)])
+    torch.testing.assert_close(found, sampler.output(read(tokens[1:], framed)[0]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_sampler_trains_with_a_language_model_and_its_weights_come_back(
+    dtype: torch.dtype, travelled: Any, tmp_path: Path
+) -> None:
+    travelled(prompter("self"), stirred(BoxHead(JOINT)))
+    module = sys.modules["travelled_prompter"]
+    sampler = module.RegionSampler(tmp_path, 40).to(dtype)
+    mask = torch.zeros(30, 20)
+    mask[3:9, 4:12] = 1
+    (found,) = sampler(case()[0][:1].to(dtype), [[mask]])
+    found.float().square().mean().backward()
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in sampler.parameters())
+    assert [name for name, parameter in sampler.named_parameters() if not parameter.requires_grad] == [
+        "prompter.prompter.phrase.weight",
+        "prompter.prompter.phrase.bias",
+    ]
+    again = module.RegionSampler(tmp_path, 40).to(dtype)
+    again.load_state_dict(sampler.state_dict())
+    (once_more,) = again(case()[0][:1].to(dtype), [[mask]])
+    assert torch.equal(once_more, found)
+
+
 def test_a_prompter_that_computes_something_else_is_not_kept(tmp_path: Path) -> None:
     made = prompter("self")
     made.project.register_forward_hook(lambda module, args, output: output + 1)

@@ -109,6 +109,52 @@ class ClocPrompter(nn.Module):
         return self
 
 
+class RegionSampler(nn.Module):
+    """The prompter where Ferret has its visual sampler, with the same call; any kind of reference becomes a box.
+
+    output_dim: the language model's width, which a new linear layer leads to. projected: it reads z, as the paper has
+    it; else `region_tokens`. padded: images are padded as in training; else squashed to the frame, as Ferret does.
+    """
+
+    def __init__(self, folder: str | Path, output_dim: int, *, projected: bool = True, padded: bool = False) -> None:
+        super().__init__()
+        self.prompter = load(folder)
+        self.prompter.box_head = None
+        self.projected, self.padded = projected, padded
+        unused = [getattr(self.prompter.prompter, "phrase", None), None if projected else self.prompter.project]
+        for part in unused:  # a trainer that shards gradients waits for all that may have some
+            if part is not None:
+                part.requires_grad_(False)
+        self.output = nn.Linear(self.prompter.config["joint" if projected else "width"], output_dim)
+
+    def forward(
+        self,
+        feature_map: Tensor,
+        region_masks: list[list[Tensor]],
+        original_dtype: torch.dtype | None = None,
+        return_dtype: torch.dtype | None = None,
+    ) -> list[Tensor | None]:
+        """Tokens [B, N, C] and each image's masks [w, h] (x first) -> each image's [M, output_dim], None without masks.
+
+        A mask has the image's own size, or where images are squashed any size.
+        """
+        found: list[Tensor | None] = []
+        for tokens, masks in zip(feature_map, region_masks, strict=True):
+            if not len(masks):
+                found.append(None)
+                continue
+            width, height = masks[0].shape
+            boxes = mask_boxes(torch.stack([mask.T for mask in masks]))
+            if self.padded:
+                boxes = pad_boxes(boxes, (height, width), self.prompter.config)
+            else:
+                boxes = boxes / boxes.new_tensor([width, height, width, height])
+            read = self.prompter.regions if self.projected else self.prompter.region_tokens
+            regions = read(tokens[None], boxes[None])[0]
+            found.append(self.output(regions.to(self.output.weight.dtype)).to(return_dtype or tokens.dtype))
+        return found
+
+
 def build_prompter(config: dict[str, Any]) -> Prompter | CrossPrompter | RoiPooler:
     """An untrained prompter of the kind and sizes that prompter.json says."""
     width, joint = config["width"], config["joint"]
