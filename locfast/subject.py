@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,7 +82,8 @@ def open_subject(
             load_backbone(name, pretrained, seed=seed, image_size=image_size, **head).eval().requires_grad_(False)
         )
         embed = joint_tower(backbone, name, "--model").embed if joint else None
-        return Subject(backbone, softcap, name, embed, prompter=_exported_prompter(name))
+        prompter, crop = _exported_prompter(name)
+        return Subject(backbone, softcap, name, embed, prompter=prompter, crop=crop)
     if image_size is not None or not pretrained or softcap is not None:
         raise UserError(
             f"--model {name} is a run, whose image size, weights and soft cap stand in its config.yaml: leave out "
@@ -133,14 +135,15 @@ def _crop(method: Any) -> CropPolicy | None:
     return next(iter(spec.views.values())).crop if spec.regions else None
 
 
-def _exported_prompter(name: str) -> nn.Module | None:
-    """The prompter that lies beside the weights of an export; None: there is none."""
+def _exported_prompter(name: str) -> tuple[nn.Module | None, CropPolicy | None]:
+    """The prompter that lies beside the weights of an export, and how its run looked at images; None: there is none."""
     folder = Path(name.removeprefix("local-dir:")).expanduser()
     if not (folder / "prompter.safetensors").is_file():
-        return None
+        return None, None
     from locfast.models.prompter_file import load_prompter
 
-    return _frozen(load_prompter(folder))
+    told = json.loads((folder / "prompter.json").read_text(encoding="utf-8"))
+    return _frozen(load_prompter(folder)), "pad" if told["padded"] else "center"
 
 
 def _joint_text(made: Mapping[str, Any]) -> JointText | None:

@@ -296,7 +296,12 @@ def test_an_export_has_the_prompter_that_lies_beside_it(evaluate, tower, config,
     for file in tower.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
     (copy / "prompter.safetensors").write_bytes(b"")
+    (copy / "prompter.json").write_text('{"padded": false}')
+    assert open_subject(str(copy)).crop == "center"
+    seen.clear()
+    (copy / "prompter.json").write_text('{"padded": true}')
     found = evaluate(coco, "--model", copy, *flags)
+    assert found["settings"]["views"] == {str(copy): "pad"}
     assert seen == [copy] and {one["model"] for one in found["scores"]} == {f"{copy}, prompter", f"{copy}, RoI-align"}
     prompter = open_subject(str(copy)).prompter
     assert prompter is not None and not prompter.training
