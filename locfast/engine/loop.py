@@ -103,7 +103,7 @@ class Trainer:
         self.warmup = warmup if self.optim.warmup_steps is None else self.optim.warmup_steps
         if self.warmup >= self.plan.steps:
             log.warning(
-                "The learning rate rises for %d steps and the run has %d: it never reaches --lr. --%s.optim.warmup-steps",
+                "The learning rate rises for %d steps of %d, and never reaches --lr: --%s.optim.warmup-steps says how long.",
                 *(self.warmup, self.plan.steps, self.config.method),
             )
         self.save_every = self.config.save_every or math.ceil(self.plan.steps / 10)
