@@ -102,10 +102,8 @@ class Trainer:
         warmup = round(self.optim.warmup_epochs * self.plan.samples / self.plan.batch)
         self.warmup = warmup if self.optim.warmup_steps is None else self.optim.warmup_steps
         if self.warmup >= self.plan.steps:
-            log.warning(
-                "The learning rate rises for %d steps of %d, and never reaches --lr: --%s.optim.warmup-steps says how long.",
-                *(self.warmup, self.plan.steps, self.config.method),
-            )
+            flag = f"--{self.config.method}.optim.warmup-steps"
+            log.warning("Warm-up takes %d steps of %d: --lr is never reached. %s", self.warmup, self.plan.steps, flag)
         self.save_every = self.config.save_every or math.ceil(self.plan.steps / 10)
         # what a method does after a step cannot be taken back: it waits to know that the step was sound
         self.frees_the_host = type(self.method).after_step is Method.after_step
