@@ -20,6 +20,7 @@ from _harness import Bench, peak_memory
 from _results import Row
 from _step_dropped import once
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from locfast.config.cloc import ClocConfig
@@ -41,6 +42,19 @@ CAPTION, REPEATS = 33, 7
 WORDS = ("red", "old", "small", "tall", "kite", "tower", "boat", "lamp", "dog", "cup", "street", "tree")
 AGREE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """How far losses may lie apart: the ways are equal but for rounding."""
+
+
+class Operations(TorchDispatchMode):
+    """Counts what a host has to launch: operations that write a tensor of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returned = function._schema.returns
+        self.count += not any(one.alias_info is not None and not one.alias_info.is_write for one in returned)
+        return function(*args, **(kwargs or {}))
 
 
 class PromptByPrompt(Prompter):
@@ -130,11 +144,14 @@ def ways(method: Cloc, batch: dict[str, Any], draw: Any) -> dict[str, Callable[[
 
 def compare(bench: Bench, case: str, runs: dict[str, Callable[[], Tensor]]) -> None:
     """One row each, of runs in turns, with the time in units of CLIP's step. AssertionError where two ways differ."""
-    flops, peaks, losses = {}, {}, {}
+    flops, operations, peaks, losses = {}, {}, {}, {}
     for who, run in runs.items():
         with FlopCounterMode(display=False) as counter:
             losses[who] = float(run())
-        flops[who], peaks[who] = counter.get_total_flops(), peak_memory(run, bench.device)
+        with Operations() as queued:
+            run()
+        flops[who], operations[who] = counter.get_total_flops(), queued.count
+        peaks[who] = peak_memory(run, bench.device)
     dtype = torch.bfloat16 if bench.device.type == "cuda" else torch.float32
     apart = abs(losses["CLOC"] / losses["CLOC, prompt by prompt"] - 1)
     assert apart < AGREE[dtype], f"prompt by prompt the loss is another: {losses}"
@@ -146,7 +163,8 @@ def compare(bench: Bench, case: str, runs: dict[str, Callable[[], Tensor]]) -> N
     for who, values in times.items():
         ms = statistics.median(values)
         low, _, _, high = statistics.quantiles(values, n=5, method="inclusive")
-        note = f"{ms / alone:.2f} of CLIP's time, {flops[who] / flops['CLIP']:.2f} of its FLOPs"
+        share = f"{ms / alone:.2f} of CLIP's time, {flops[who] / flops['CLIP']:.2f} of its FLOPs"
+        note = f"{share}, {operations[who]} operations"
         rate, ceiling = flops[who] / ms / 1e9, bench.result.ceilings.get("TFLOP/s")
         percent = 100 * rate / ceiling if ceiling else None
         bench.add(Row(case, "both", who, ms, low, high, rate, "TFLOP/s", percent, peaks[who], note))

@@ -22,6 +22,9 @@ from locfast.models.prompter import BoxHead, CrossPrompter, Prompter, RoiPooler,
 from locfast.random import Keys, uniform
 
 PROMPTERS: dict[str, type[Prompter] | type[CrossPrompter]] = {"self": Prompter, "cross": CrossPrompter}
+AT_A_TIME = 1 << 28
+"""Numbers in the image tokens of the prompts that are computed at a time: 512 MiB of them in bf16, and four times that
+inside an MLP. Few and large, because launching a prompt keeps a host busier than computing it an H200."""
 
 
 class Draw(NamedTuple):
@@ -116,8 +119,9 @@ class Cloc(Clip):
             told, sent = share.parts, self._pass_on(batch, share)
             prompts = share.look.prompts
         else:
+            image_tokens = self.encode(batch)  # queued before the host turns to texts and regions
             prompts = self.prompts(batch, draw)
-            embedded = self.embed_regions(batch, self.all_tokens(batch, draw, prompts), prompts)
+            embedded = self.embed_regions(image_tokens, self.all_tokens(batch, draw, prompts), prompts)
             told, sent = self.losses(embedded, prompts.valid, self.totals([prompts]))
         loss = ranks.with_gradient(told["loss"], sent)
         return {**_detached(told), **self._numbers(prompts), "loss": loss}
@@ -151,9 +155,12 @@ class Cloc(Clip):
         counts = [sum(numbers) for numbers in zip(*(one.counts for one in prompts), strict=True)]
         return ranks.total(self.upload(torch.tensor(counts, dtype=torch.float32)), ranks.process_group(self.training))
 
-    def embed_regions(self, batch: Batch, tokens: Tokens, prompts: RegionPrompts) -> Embedded:
-        """Encode every image and every distinct text once, and prompt for the regions."""
-        image_tokens = self.image.backbone(batch["views"][IMAGE], checkpointing=self.checkpointing)
+    def encode(self, batch: Batch) -> Tensor:
+        """Tokens of the images behind the final norm [B, T, C]."""
+        return self.image.backbone(batch["views"][IMAGE], checkpointing=self.checkpointing)
+
+    def embed_regions(self, image_tokens: Tensor, tokens: Tokens, prompts: RegionPrompts) -> Embedded:
+        """Embed images and every distinct text once, and prompt for the regions."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.text.frozen):
             captions, phrases = self.text(tokens.captions), self.text(tokens.phrases)[prompts.phrase_of]
         images = self.image.embed(image_tokens)
@@ -175,23 +182,24 @@ class Cloc(Clip):
         if len(prompts.images) < len(patches):
             patches = patches.index_select(0, prompts.images)
         asked = self.prompter.ask(patches)
-        found, boxes = [], []
-        of_round = phrases.split([len(box) for box in prompts.boxes])
-        for rows, box, phrase in zip(prompts.rows, prompts.boxes, of_round, strict=True):
-            found.append(self.prompter.boxes(asked, box, rows))
+        at_a_time = max(1, AT_A_TIME // (patches.shape[1] * patches.shape[2]))
+        found, grounded = [], []
+        parts = (x.split(at_a_time) for x in (prompts.rows, prompts.boxes, phrases))
+        for rows, boxes, texts in zip(*parts, strict=True):
+            found.append(self.prompter.boxes(asked, boxes, rows))
             if self.config.grounding and not isinstance(self.prompter, RoiPooler):
-                boxes.append(self.box_head(self.prompter.phrases(asked, phrase, rows)))
+                grounded.append(self.prompter.phrases(asked, texts, rows))
         regions = torch.cat(found)
-        if not boxes:
+        if not grounded:
             return regions, regions.new_zeros((), dtype=torch.float32)
-        apart = wide(torch.cat(boxes)) - torch.cat(prompts.boxes)
+        apart = wide(self.box_head(torch.cat(grounded))) - prompts.boxes
         norm = (apart.square().sum(-1) + self.config.grounding_eps**2).sqrt()
         return regions, (norm * prompts.valid[prompts.slots]).sum()
 
     def look(self, batch: Batch, draw: Any) -> Any:
-        prompts = self.prompts(batch, draw)
+        image_tokens, prompts = self.encode(batch), self.prompts(batch, draw)
         tokens = self.all_tokens(batch, draw, prompts)
-        return RegionLook(tokens, prompts, self.embed_regions(batch, tokens, prompts))
+        return RegionLook(tokens, prompts, self.embed_regions(image_tokens, tokens, prompts))
 
     def weigh(self, looks: list[Any]) -> list[Any]:
         """The loss of a whole step, and what each micro-batch has to send back for its gradient."""
@@ -224,7 +232,7 @@ class Cloc(Clip):
     def _pass_on(self, batch: Batch, share: Any) -> Tensor:
         """A scalar with the gradient of this micro-batch's share of the step's loss."""
         look = share.look
-        own = self.embed_regions(batch, look.tokens, look.prompts)
+        own = self.embed_regions(self.encode(batch), look.tokens, look.prompts)
         sent = sum((wide(getattr(own, name)) * gradient).sum() for name, gradient in share.gradients.items())
         return sent + sum(getattr(self, name) * gradient for name, gradient in share.scales.items())
 

@@ -1,4 +1,4 @@
-"""Which regions of a batch a step asks about: drawn on the host, laid out so that no prompt is computed in vain."""
+"""Which regions of a batch a step asks about: drawn on the host, so that no prompt is computed in vain."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Upload = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class RegionPrompts:
-    """P prompts on S of B images, at most M an image, in M rounds of one prompt an image.
+    """P prompts on S of B images, at most M an image, image by image.
 
     A batch without any region has one prompt all the same, which does not count: so every weight takes part.
     """
 
     images: Tensor  # [S] int64: which images of the batch have regions
-    rows: tuple[Tensor | None, ...]  # by round: which of those S are asked; None: all
-    boxes: tuple[Tensor, ...]  # by round: [., 4] in [0, 1] of the frame
-    slots: Tensor  # [P] int64: image of the batch x M + round, in the order of the rounds
+    rows: Tensor  # [P] int64: which of those S a prompt asks about
+    boxes: Tensor  # [P, 4] in [0, 1] of the frame
+    slots: Tensor  # [P] int64: image of the batch x M + the number of the prompt
     phrases: list[str]  # [U] distinct texts
     phrase_of: Tensor  # [P] int64: the text of a prompt
     valid: Tensor  # [B * M] bool: whether a slot holds a region
@@ -44,36 +44,32 @@ class RegionPrompts:
         """places [B, M] in [0, 1), on the CPU, choose M of an image's regions that a view shows, none twice."""
         found = regions_in_view(records, geometry, min_shown=min_shown, min_side=min_side)
         chosen = [_some(count, own) for count, own in zip(found.count.tolist(), places.tolist(), strict=True)]
-        images = [image for image, own in enumerate(chosen) if own]
-        rounds = [[(i, chosen[image][m]) for i, image in enumerate(images) if len(chosen[image]) > m]
-                  for m in range(max(map(len, chosen), default=0))]  # fmt: skip
-        if not images:
-            images, rounds = [0], [[(0, -1)]]
-        kept, texts = len(rounds[0]) if rounds[0][0][1] >= 0 else 0, dict[str, int]()
-        rows, boxes, slots, phrase_of = [], [], [], []
-        for m, asked in enumerate(rounds):
-            which = [i for i, _ in asked]
-            rows.append(None if len(which) == len(images) else upload(torch.tensor(which)))
-            at = torch.tensor([[images[i], max(place, 0)] for i, place in asked])
-            boxes.append(upload(found.boxes[at[:, 0], at[:, 1]] if kept else torch.tensor([[0.0, 0.0, 1.0, 1.0]])))
-            slots += [images[i] * places.shape[1] + m for i in which]
-            for i, place in asked:
-                regions = records[images[i]].regions
-                text = regions[int(found.which[images[i], place])].text if place >= 0 and regions else ""
-                phrase_of.append(texts.setdefault(text, len(texts)))
+        asked = [(image, place) for image, own in enumerate(chosen) for place in own]
+        counts = (len(records), sum(map(bool, chosen)), len(asked))
+        texts = [_text(records[image], int(found.which[image, place])) for image, place in asked]
+        image, place = torch.tensor(asked or [(0, 0)]).unbind(1)
+        images, rows, of_image = image.unique_consecutive(return_inverse=True, return_counts=True)
+        number = torch.arange(len(image)) - (of_image.cumsum(0) - of_image)[rows]
+        slots = image * places.shape[1] + number
         valid = torch.zeros(places.numel(), dtype=torch.bool)
-        valid[slots] = bool(kept)
+        valid[slots] = bool(asked)
+        distinct = {text: number for number, text in enumerate(dict.fromkeys(texts or [""]))}
         return RegionPrompts(
-            images=upload(torch.tensor(images)),
-            rows=tuple(rows),
-            boxes=tuple(boxes),
-            slots=upload(torch.tensor(slots)),
-            phrases=list(texts),
-            phrase_of=upload(torch.tensor(phrase_of)),
+            images=upload(images),
+            rows=upload(rows),
+            boxes=upload(found.boxes[image, place] if asked else torch.tensor([[0.0, 0.0, 1.0, 1.0]])),
+            slots=upload(slots),
+            phrases=list(distinct),
+            phrase_of=upload(torch.tensor([distinct[text] for text in texts or [""]])),
             valid=upload(valid),
-            counts=(len(records), kept, len(slots) if kept else 0),
+            counts=counts,
             dropped=found.dropped,
         )
+
+
+def _text(record: Record, which: int) -> str:
+    assert record.regions is not None
+    return record.regions[which].text
 
 
 def _some(count: int, places: Sequence[float]) -> list[int]:

@@ -130,8 +130,9 @@ class _OneBlock(nn.Module):
 
     def _pool(self, tokens: Tensor) -> Tensor:
         """MLP, mean over tokens and projection [B, K, C] -> [B, E]; the MLP's second layer runs on the mean."""
-        hidden = wide(F.gelu(self.fc1(self.norm2(tokens)))).mean(1)
-        return self.project(wide(tokens).mean(1) + self.fc2(hidden))
+        hidden = F.gelu(self.fc1(self.norm2(tokens)))
+        hidden, tokens = (x.mean(1, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (hidden, tokens))
+        return self.project(tokens + self.fc2(hidden))
 
 
 class Prompter(_OneBlock):
