@@ -95,6 +95,9 @@ class Cloc(Clip):
         pretrained = pretrained and not config.from_scratch
         super().__init__(config, model=model, pretrained=pretrained, image_size=image_size, seed=seed)
         backbone, joint = self.image.backbone, self.text.joint_width
+        if config.crop == "pad":  # exports and evaluations look at images in the same way
+            backbone.crop_pct = 1.0
+            backbone.model.pretrained_cfg.update(crop_mode="border", crop_pct=1.0)
         with seeded(seed):
             self.prompter: Prompter | CrossPrompter | RoiPooler
             if config.prompter == "roi":

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 from PIL import Image
 
 from locfast.config.base import TrainConfig
@@ -18,6 +19,9 @@ from locfast.data.regions.shards import write_shard
 from locfast.data.spec import Record, Region
 from locfast.engine.run import train
 from locfast.engine.run_folder import RunFolder
+from locfast.eval.global_ability.features import evaluation_view
+from locfast.export import export
+from locfast.subject import open_subject
 from tests.engine.processes import finish, kill_when, start, start_ranks
 from tests.engine.test_loss_curve import RANKS_AGREE, STEPS
 from tests.engine.toy import losses
@@ -154,3 +158,16 @@ def test_what_cannot_be_trained_is_told_in_one_message(given, tmp_path, make, to
     assert re.search(told, output), output
     assert "Traceback" not in output
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_run_and_its_export_are_judged_on_padded_images_as_they_were_trained(given, tmp_path):
+    run = train(cloc_config(**given, out=tmp_path / "run", steps=1))
+    export(run, tmp_path / "timm", ema=None)
+    plain = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
+    told = timm.data.resolve_model_data_config(plain)
+    assert (told["crop_mode"], told["crop_pct"]) == ("border", 1.0)
+    for name in (run, tmp_path / "timm"):
+        view = evaluation_view(open_subject(str(name)).backbone)
+        assert (view.crop, view.crop_pct) == ("pad", 1.0)
+    other = train(cloc_config(**given, out=tmp_path / "other", steps=1, cloc={"crop": "random_resized"}))
+    assert evaluation_view(open_subject(str(other)).backbone).crop == "center"

@@ -73,6 +73,7 @@ class ImageFeatures(Features):
 def evaluation_view(backbone: Backbone) -> View:
     """The backbone's own evaluation transform."""
     crop = backbone.model.pretrained_cfg.get("crop_mode") or "center"
+    crop = "pad" if crop == "border" else crop  # timm's word
     if crop not in get_args(CropPolicy):
         log.warning("%s: its config asks for the crop %r, which locfast lacks; taking center", backbone.name, crop)
         crop = "center"
