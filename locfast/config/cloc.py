@@ -64,6 +64,9 @@ class ClocConfig(ClipConfig):
     """Width of the prompter's MLP over that of the tower."""
     box_frequencies: tuple[float, float] = (0.5, 64.0)
     """Cycles across the frame of the slowest and the fastest wave of a corner's code."""
+    add_places: bool = False
+    """Add the code of its patch's centre to every image token that a prompter reads. The paper has no such thing: its
+    towers learn to keep places in their tokens, which takes longer than a short run has."""
     roi_size: int = 7
     """Samples of RoI-align along a side of a box."""
     min_shown: float = 0.5

@@ -104,6 +104,7 @@ class Cloc(Clip):
                 self.prompter = RoiPooler(backbone.embed_dim, joint, backbone.grid, size=config.roi_size)
             else:
                 shape: dict[str, Any] = {"mlp_ratio": config.prompter_ratio, "frequencies": config.box_frequencies}
+                shape["grid"] = backbone.grid if config.add_places else None
                 self.prompter = PROMPTERS[config.prompter](backbone.embed_dim, joint, **shape)
         if config.grounding:
             with seeded(seed + 1):

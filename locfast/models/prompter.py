@@ -60,12 +60,20 @@ class CornerCode(nn.Module):
         angle = corners[..., None] * self.rates.to(corners.dtype)
         return torch.cat([angle.sin(), angle.cos()], -1).flatten(-2) + self.kind
 
+    def places(self, grid: tuple[int, int]) -> Tensor:
+        """The same codes of the centres of a grid's patches, without what tells corners apart: [N, C]."""
+        height, width = grid
+        y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+        angle = (torch.stack([x / width, y / height], -1).view(-1, 2, 1) * self.rates.cpu()).to(self.rates.device)
+        return torch.cat([angle.sin(), angle.cos()], -1).flatten(-2)
+
 
 class _OneBlock(nn.Module):
     """The weights of a pre-norm block with one head, its prompts' codes and its projection; what it runs them on is for
     those below to say."""
 
     takes_phrases = True
+    places: Tensor | None  # [N, C]
 
     def __init__(
         self,
@@ -74,11 +82,15 @@ class _OneBlock(nn.Module):
         *,
         mlp_ratio: float = 4.0,
         frequencies: tuple[float, float] = FREQUENCIES,
+        grid: tuple[int, int] | None = None,
         eps: float = 1e-6,
     ) -> None:
+        """grid: add the code of a patch's centre to its token; None: the tower's tokens are taken as they are."""
         super().__init__()
         self.width, self.joint = width, joint
         self.corners = CornerCode(width, frequencies)
+        # kept with the weights, so that they do not load into a prompter that would leave places out
+        self.register_buffer("places", None if grid is None else self.corners.places(grid))
         self.phrase = nn.Linear(joint, width)
         self.norm1 = nn.LayerNorm(width, eps=eps)
         self.qkv = nn.Linear(width, 3 * width)
@@ -90,6 +102,8 @@ class _OneBlock(nn.Module):
 
     def ask(self, tokens: Tensor) -> Asked:
         """Image tokens [B, N, C] -> what all their prompts share; recomputed in the backward pass."""
+        if self.places is not None:
+            tokens = tokens + self.places.to(tokens.dtype)
         return Asked(tokens, *_recomputed(self._image, tokens))
 
     def boxes(self, asked: Asked, boxes: Tensor, rows: Tensor | None = None) -> Tensor:
