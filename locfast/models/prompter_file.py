@@ -55,6 +55,7 @@ def prompter_config(
         "mlp_ratio": 4.0,
         "box_frequencies": list(FREQUENCIES),
         "roi_size": 7,
+        "add_places": False,
     }
     if isinstance(prompter, RoiPooler):
         config |= {"roi_size": prompter.size, "norm_eps": prompter.norm.eps}
@@ -64,6 +65,7 @@ def prompter_config(
         ratio = ratio if int(ratio * width) == hidden else math.nextafter(ratio, math.inf)
         frequencies = list(prompter.corners.frequencies)
         config |= {"mlp_ratio": ratio, "box_frequencies": frequencies, "norm_eps": prompter.norm1.eps}
+        config["add_places"] = prompter.places is not None
     looks = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(frame).items()}
     return {**config, "box_head": box_head is not None, "region_scale": region_scale, **looks}
 

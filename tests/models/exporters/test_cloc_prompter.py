@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,13 @@ __all__ = ["one_thread"]
 
 WIDTH, JOINT, GRID = 64, 24, (4, 4)
 FRAME = Frame((64, 64), (0.48, 0.46, 0.41), (0.27, 0.26, 0.28), "bicubic", True)
-KINDS = ("self", "cross", "roi")
+KINDS = ("self", "cross", "placed", "roi")
 
 
 def prompter(kind: str, **more: Any) -> Any:
     """Its weights stirred, so that biases and norms count."""
     torch.manual_seed(0)
-    makers: dict[str, Any] = {"self": Prompter, "cross": CrossPrompter}
+    makers: dict[str, Any] = {"self": Prompter, "cross": CrossPrompter, "placed": partial(Prompter, grid=GRID)}
     made: Any = RoiPooler(WIDTH, JOINT, GRID, size=5) if kind == "roi" else makers[kind](WIDTH, JOINT, **more)
     return stirred(made)
 
@@ -99,7 +100,7 @@ def test_regions_are_bit_for_bit_those_of_the_trained_prompter(kind: str, travel
     assert torch.equal(loaded(with_prefix, boxes), expected)
 
 
-@pytest.mark.parametrize("kind", ["self", "cross"])
+@pytest.mark.parametrize("kind", ["self", "cross", "placed"])
 @torch.no_grad()
 def test_phrases_find_the_boxes_that_the_trained_head_finds(kind: str, travelled: Any) -> None:
     made, (tokens, _, phrases) = prompter(kind), case()

@@ -162,6 +162,7 @@ def build_prompter(config: dict[str, Any]) -> Prompter | CrossPrompter | RoiPool
         return RoiPooler(width, joint, tuple(config["grid"]), size=config["roi_size"], eps=config["norm_eps"])
     kinds: dict[str, type[Prompter] | type[CrossPrompter]] = {"self": Prompter, "cross": CrossPrompter}
     shape: dict[str, Any] = {"mlp_ratio": config["mlp_ratio"], "frequencies": tuple(config["box_frequencies"])}
+    shape["grid"] = tuple(config["grid"]) if config["add_places"] else None
     return kinds[config["kind"]](width, joint, **shape, eps=config["norm_eps"])
 
 
