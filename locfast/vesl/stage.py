@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from locfast.vesl.meter import Meter, since, told
 
 log = logging.getLogger("locfast")
 LOST = 8
-"""A chunk of at least so many samples of which no file could be read stops the run: most often a disk is gone."""
+"""So many samples that a chunk asks for, of which no file could be read, stop the run: most often a disk is gone."""
 
 Row = dict[str, Any]
 
@@ -58,9 +58,10 @@ class Stage:
         """The batches of each chunk; waiting for them is on the meter."""
         return itertools.groupby(self.meter.waited_for(iter(fed)), key=lambda one: one.job.chunk)
 
-    def check_lost(self, chunk: int, number: int, last: Row) -> None:
-        """UserError where all files of a chunk were lost, the `last` one as its row says."""
-        if number >= LOST and number == len(self.folder.indices(chunk)):
+    def check_lost(self, chunk: int, number: int, asked: Sequence[Row]) -> None:
+        """UserError where the files of all samples of a chunk that were `asked` for, here their rows, were lost."""
+        if number >= LOST and number == len(asked):
+            last = asked[-1]
             raise UserError(
                 f"none of the {number} files of chunk {chunk + 1} could be read; the last was {last['name']} "
                 f"({last['unreadable']}). Is the disk still there? Nothing was written for this chunk: type the same "

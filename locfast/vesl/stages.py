@@ -42,7 +42,7 @@ def caption(stage: Stage, fed: Iterable[Fed], say: Callable[[Any], list[Said]]) 
                 rows.append(row)
             lost += one.lost
             stage.meter.images += len(one.names)
-        stage.check_lost(chunk, lost, rows[-1])
+        stage.check_lost(chunk, lost, rows)
         captioned = sum(bool(row.get("captions")) for row in rows)
         bad = sum("unreadable" in row for row in rows)
         before = stage.note(chunk, before, f"{captioned} of {len(rows)} images with a caption, {bad} unreadable")
@@ -141,7 +141,7 @@ def detect(stage: Stage, fed: Iterable[Fed], waiting: Waiting, detector: Detecto
             number = write_shard(aside, label(made, stage, detector, choice))
             log = [*made.log, *(_skipped(row) for row in made.rows if "unreadable" in row or not row["captions"])]
             log.sort(key=lambda row: row["index"])
-            stage.check_lost(chunk, made.lost, made.rows[-1])
+            stage.check_lost(chunk, made.lost, [row for row in made.rows if row.get("captions")])
             boxes = sum(row.get("boxes", 0) for row in log)
             before = stage.note(chunk, before, f"{boxes} boxes on {number} images, {len(log) - number} images skipped")
             stage.aside.keep_lines(stage.folder.beside(stage.name, chunk), log)

@@ -91,6 +91,18 @@ def test_a_chunk_of_which_no_file_is_there_stops_the_run_and_is_not_written(tmp_
     assert [path.name for path in (tmp_path / "out/captions").iterdir()] == ["000000.jsonl"]
 
 
+def test_a_disk_that_is_gone_stops_the_detector_though_some_images_had_no_caption(tmp_path, pairs, vesl, flags) -> None:
+    data, out = pairs(20), tmp_path / "out"
+    common = ["--out", out, "--batch-size", 2, "--workers", 0, "--device", "cpu"]
+    assert vesl("caption", "--data", data, *common, "--shard-size", 10, "--captions", "given")[0] == 0
+    assert vesl("phrases", *common)[0] == 0
+    for i in range(10, 20):
+        (data.parent / f"{i:03}.jpg").unlink()
+    code, told = vesl("detect", *common, *flags[2:6])
+    assert code == 2 and "none of the 8 files of chunk 2" in told and "Traceback" not in told
+    assert [path.name for path in (out / "shards").iterdir()] == ["000000.tar"]
+
+
 def test_a_shard_without_any_sample_is_a_whole_one(tmp_path, pairs, vesl, flags) -> None:
     data = pairs(8, bad=(5, 6, 7))
     assert vesl("run", "--data", data, "--out", tmp_path / "out", *flags)[0] == 0
