@@ -68,6 +68,15 @@ class Stage:
                 "command to go on."
             )
 
+    def check_same(self, row: Row, name: str) -> None:
+        """UserError where a sample has another name than when it was captioned: its caption is another image's."""
+        if row["name"] != name:
+            raise UserError(
+                f"sample {row['index']} of the source was {row['name']} when it was captioned, and is {name} now: "
+                "files came or went. Put them back, or make the captions anew: `python -m locfast.vesl caption` with "
+                "--overwrite."
+            )
+
     def note(self, chunk: int, before: dict[str, float], said: str) -> dict[str, float]:
         """Keep and say how fast a chunk was, just before it is kept itself; the meter's reading."""
         now = self.meter.read()

@@ -155,10 +155,11 @@ def label(made: Labelled, stage: Stage, detector: Detector, choice: Choice) -> I
     known = {row["index"]: row for row in made.rows}
     for one in made.batches:
         good = []
-        for index, problem in zip(one.job.indices, one.problems, strict=True):
+        for index, name, problem in zip(one.job.indices, one.names, one.problems, strict=True):
             if problem:
                 known[index]["unreadable"] = problem
             else:
+                stage.check_same(known[index], name)
                 good.append(known[index])
         made.lost += one.lost
         stage.meter.images += len(one.job.indices)

@@ -103,6 +103,30 @@ def test_a_disk_that_is_gone_stops_the_detector_though_some_images_had_no_captio
     assert [path.name for path in (out / "shards").iterdir()] == ["000000.tar"]
 
 
+def test_an_image_never_gets_the_caption_of_another_one(tmp_path, vesl, flags) -> None:
+    """As many files as before, but one went and one came: every sample has moved."""
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for i in range(6):
+        (photos / f"{i}.jpg").write_bytes(jpeg(i))
+        (photos / f"{i}.txt").write_text("a red dog")
+    common = ["--out", out, "--batch-size", 2, "--workers", 0, "--device", "cpu"]
+    assert vesl("caption", "--data", photos, *common, "--shard-size", 6, "--captions", "given")[0] == 0
+    assert vesl("phrases", *common)[0] == 0
+    (photos / "0.jpg").rename(photos / "9.jpg")
+    code, told = vesl("detect", *common, *flags[2:6])
+    assert code == 2 and "files came or went" in told and "Traceback" not in told
+    assert not list(out.glob("shards/*"))
+
+
+def test_names_do_not_depend_on_where_the_command_is_typed(tmp_path, pairs, vesl, flags, monkeypatch) -> None:
+    data = pairs(5)
+    assert vesl("run", "--data", data, "--out", tmp_path / "whole", *flags)[0] == 0
+    monkeypatch.chdir(data.parent)
+    assert vesl("run", "--data", data.name, "--out", tmp_path / "near", *flags)[0] == 0
+    assert contents(tmp_path / "near") == contents(tmp_path / "whole")
+
+
 def test_a_shard_without_any_sample_is_a_whole_one(tmp_path, pairs, vesl, flags) -> None:
     data = pairs(8, bad=(5, 6, 7))
     assert vesl("run", "--data", data, "--out", tmp_path / "out", *flags)[0] == 0

@@ -149,7 +149,7 @@ def running(args: argparse.Namespace, first: str) -> Iterator[Run]:
     spec = args.data or before.get("data")
     if not spec:
         raise UserError(f"--out {args.out}: nothing was begun there, so say of what: --data SRC")
-    source = open_source(spec)
+    source = open_source(_place(spec))  # names, and so the files' bytes, do not depend on where it is typed
     size = args.shard_size or before.get("shard_size", SHARD_SIZE)
     data = {"data": _place(spec), "samples": len(source), "shard_size": size}
     settings.check(args.out, {"data": data}, fresh)
