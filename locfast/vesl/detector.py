@@ -17,6 +17,23 @@ from locfast.vesl.hub import load
 KINDS = ("owlv2", "owlvit")
 
 
+def check(name: str, side: int) -> None:
+    """Raises UserError for what a model's configuration alone shows to be no use; its weights are not read."""
+    config = load("AutoConfig", name, "--detector")
+    if config.model_type not in KINDS:
+        raise UserError(
+            f"--detector {name}: found a model of type {config.model_type}; VESL asks detectors of the types "
+            f"{' and '.join(KINDS)}, such as google/owlv2-large-patch14-ensemble"
+        )
+    patch = config.vision_config.patch_size
+    if side % patch:
+        near = [side - side % patch, side - side % patch + patch]
+        raise UserError(
+            f"--detector-size {side}: {name} has patches of {patch} pixels. Type --detector-size "
+            f"{near[0] or near[1]} or {near[1]}."
+        )
+
+
 class Detector:
     """A model of the OWL family. Images come in frames of `side` pixels; position embeddings are interpolated to that.
 
@@ -26,19 +43,8 @@ class Detector:
     """
 
     def __init__(self, name: str, side: int, device: torch.device, precision: str) -> None:
+        check(name, side)
         model = load("AutoModelForZeroShotObjectDetection", name, "--detector")
-        if model.config.model_type not in KINDS:
-            raise UserError(
-                f"--detector {name}: found a model of type {model.config.model_type}; VESL asks detectors of the types "
-                f"{' and '.join(KINDS)}, such as google/owlv2-large-patch14-ensemble"
-            )
-        patch = model.config.vision_config.patch_size
-        if side % patch:
-            near = [side - side % patch, side - side % patch + patch]
-            raise UserError(
-                f"--detector-size {side}: {name} has patches of {patch} pixels. Type --detector-size "
-                f"{near[0] or near[1]} or {near[1]}."
-            )
         processor = load("AutoProcessor", name, "--detector")
         self.model: Any = model.to(device).eval()
         self.base: Any = getattr(model, model.base_model_prefix)

@@ -119,6 +119,19 @@ def test_an_image_never_gets_the_caption_of_another_one(tmp_path, vesl, flags) -
     assert not list(out.glob("shards/*"))
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [("--detector-size", "70", "has patches of 16 pixels"), ("--detector", "blip", "found a model of type blip")],
+)
+def test_a_detector_that_is_no_use_is_told_before_anything_is_captioned(
+    tmp_path, pairs, vesl, flags, models, flag, value, said
+) -> None:
+    wrong = [flag, models / value if flag == "--detector" else value]
+    code, told = vesl("run", "--data", pairs(5), "--out", tmp_path / "out", *flags, *wrong)
+    assert code == 2 and said in told and "Traceback" not in told
+    assert not (tmp_path / "out/captions").exists()
+
+
 def test_names_do_not_depend_on_where_the_command_is_typed(tmp_path, pairs, vesl, flags, monkeypatch) -> None:
     data = pairs(5)
     assert vesl("run", "--data", data, "--out", tmp_path / "whole", *flags)[0] == 0

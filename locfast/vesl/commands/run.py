@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from locfast.vesl.commands import steps
+    from locfast.vesl.detector import check
     from locfast.vesl.hub import load
     from locfast.vesl.phrases import check_nltk
 
@@ -33,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
         if not work.done("phrases"):
             check_nltk()
         if not work.done("detect"):
+            check(args.detector, args.detector_size)
             load("AutoProcessor", args.detector, "--detector")
         for step in (steps.caption, steps.phrases, steps.detect):
             step(work, args)
