@@ -20,9 +20,10 @@ NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is us
 STOPPED = "Stopped by Ctrl-C."
 
 
-def command(main: Callable[[], object]) -> Callable[[], None]:
+def command(main: Callable[[], object], *, every_rank: bool = False) -> Callable[[], None]:
     """Run `main` as a command: UserError and a full disk end with one message on stderr and exit code 2.
 
+    The first of several ranks tells it, since they end together; `every_rank` where each works for itself.
     Ctrl-C ends it with one line and exit code 130, within seconds and at whatever moment it comes.
     """
 
@@ -36,7 +37,7 @@ def command(main: Callable[[], object]) -> Callable[[], None]:
         try:
             main()
         except UserError as error:
-            _fail(str(error), 2)
+            _fail(str(error), 2, every_rank)
         except KeyboardInterrupt:
             told.append(STOPPED)
             _fail(STOPPED, 130)
@@ -48,7 +49,7 @@ def command(main: Callable[[], object]) -> Callable[[], None]:
             reason = no_room(error)
             if reason is None:
                 raise
-            _fail(reason, 2)
+            _fail(reason, 2, every_rank)
 
     return run
 
@@ -147,12 +148,12 @@ def _is_demo(argv: Sequence[str], layers: list[tuple[str, dict[str, Any]]], name
     return given == "demo"
 
 
-def _fail(message: str, code: int) -> None:
-    _tell(message)
+def _fail(message: str, code: int, every_rank: bool = False) -> None:
+    _tell(message, every_rank)
     sys.exit(code)
 
 
-def _tell(message: str) -> None:
+def _tell(message: str, every_rank: bool = False) -> None:
     # the other ranks of a torchrun end with the same error: one of them tells it
-    if os.environ.get("RANK", "0") == "0":
+    if every_rank or os.environ.get("RANK", "0") == "0":
         print(f"\nlocfast: {message}" if sys.stderr.isatty() else f"locfast: {message}", file=sys.stderr, flush=True)

@@ -69,11 +69,19 @@ class World:
 
 
 def environment() -> World:
-    """This process as torchrun describes it; a world of one without torchrun."""
+    """This process as torchrun describes it; a world of one without torchrun. Raises UserError for what is no rank."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     if "WORLD_SIZE" not in os.environ:
         return World()
-    rank, size, local_rank = (int(os.environ.get(name, "0")) for name in names)
+    told = {name: os.environ.get(name, "0") for name in names}
+    try:
+        rank, size, local_rank = map(int, told.values())
+        good = 0 <= rank < size and local_rank >= 0
+    except ValueError:
+        good = False
+    if not good:
+        found = " ".join(f"{name}={value}" for name, value in told.items())
+        raise UserError(f"found {found} in the environment; ranks count from 0 to below WORLD_SIZE")
     return World(rank, size, local_rank)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from locfast.cli import command
 from locfast.subcommands import run_one
@@ -11,7 +12,7 @@ from locfast.vesl.commands import COMMANDS
 PROG = "python -m locfast.vesl"
 
 
-@command
+@partial(command, every_rank=True)
 def main() -> None:
     sys.exit(
         run_one(PROG, "locfast.vesl.commands", COMMANDS, f"To label images, type `{PROG} run --data DATA --out DIR`")

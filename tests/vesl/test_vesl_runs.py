@@ -132,6 +132,16 @@ def test_a_detector_that_is_no_use_is_told_before_anything_is_captioned(
     assert not (tmp_path / "out/captions").exists()
 
 
+@pytest.mark.parametrize("rank", ["1", "2", "-1", "x"])
+def test_every_rank_tells_its_own_mistake(tmp_path, vesl, flags, monkeypatch, rank) -> None:
+    """They meet nowhere, and may be on machines of their own: one that says nothing leaves its chunks undone."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, told = vesl("run", "--data", tmp_path / "absent", "--out", tmp_path / "out", *flags)
+    said = "found no such file or folder" if rank == "1" else "ranks count from 0 to below WORLD_SIZE"
+    assert code == 2 and said in told
+
+
 def test_names_do_not_depend_on_where_the_command_is_typed(tmp_path, pairs, vesl, flags, monkeypatch) -> None:
     data = pairs(5)
     assert vesl("run", "--data", data, "--out", tmp_path / "whole", *flags)[0] == 0
