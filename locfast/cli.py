@@ -17,6 +17,7 @@ from locfast.errors import UserError, suggest
 from locfast.interrupt import watched
 
 NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "file too large"}
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 STOPPED = "Stopped by Ctrl-C."
 
 
@@ -46,7 +47,7 @@ def command(main: Callable[[], object], *, every_rank: bool = False) -> Callable
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
         except Exception as error:
-            reason = no_room(error)
+            reason = no_room(error) or no_access(error)
             if reason is None:
                 raise
             _fail(reason, 2, every_rank)
@@ -67,6 +68,13 @@ def no_room(error: BaseException) -> str | None:
         f"Cannot go on: {NO_ROOM[number]}{where} ({os.strerror(number)}). What was complete before is untouched. "
         "Free some space, then go on from the newest checkpoint with --resume."
     )
+
+
+def no_access(error: BaseException) -> str | None:
+    """A message when `error` says that a file or folder must not be written or read, else None."""
+    if not isinstance(error, OSError) or error.errno not in NO_ACCESS or not error.filename:
+        return None
+    return f"{error.filename} is out of reach ({error.strerror}): give another path, or see to its permissions."
 
 
 def peek(argv: Sequence[str], flag: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from locfast.cli import command, no_room, parse_train, peek
+from locfast.cli import command, no_access, no_room, parse_train, peek
 from locfast.config.files import from_dict, read_yaml, to_dict, write_config
 from locfast.config.maskembed import MaskEmbedConfig
 from locfast.config.registry import make_config, method_config, run_config_class
@@ -200,3 +201,19 @@ def test_a_full_disk_and_ctrl_c_are_no_tracebacks(capsys):
     assert no_room(ValueError("no disk here")) is None
     with pytest.raises(ZeroDivisionError):
         command(lambda: 1 / 0)()
+
+
+def test_a_folder_that_must_not_be_written_is_told_in_one_message(capsys):
+    denied = PermissionError(errno.EROFS, "Read-only file system", "/mnt/out")
+
+    @command
+    def main() -> None:
+        raise denied
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "/mnt/out is out of reach (Read-only file system)" in told
+    assert no_access(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None
+    assert no_access(PermissionError(errno.EPERM, "a socket, say")) is None

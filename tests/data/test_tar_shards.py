@@ -221,7 +221,10 @@ def test_a_broken_member_makes_its_sample_unreadable(tmp_path, jpeg, write_tar, 
     assert source.read(1).image == jpeg()
 
 
-@pytest.mark.parametrize("data", [b'{"width": 40, "sha256": "aa"}', b"null"])
+@pytest.mark.parametrize(
+    "data",
+    [b'{"width": 40, "sha256": "aa"}', b"null", b"5", b'["tag", "another"]', b'{"regions": [{"bbox": [1, 2, 3, 4]}]}'],
+)
 def test_a_json_member_that_speaks_of_other_things_has_no_regions(tmp_path, jpeg, write_tar, data):
     source = TarShards([write_tar(tmp_path / "a.tar", {"a.jpg": jpeg(), "a.json": data})])
     assert source.read(0).regions is None

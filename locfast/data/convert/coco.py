@@ -57,5 +57,5 @@ def drafts(
             size = int(image["width"]), int(image["height"])
             texts = tuple(captions.get(image["id"], ()))
             yield Draft(places(file_name(image)), size, texts, tuple(regions[image["id"]]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise not_like_coco(file, error) from None

@@ -70,7 +70,7 @@ def entries_of(file: object, needs: str) -> Iterator[None]:
     """UserError where an entry of `file` lacks something or holds something of another kind; `needs`: what it holds."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise UserError(
             f"asked for the annotations in {file}, found an entry that is not as published ({error!r}); it needs "
             f"{needs}"

@@ -7,6 +7,7 @@ Download with --save_additional_columns '["noun_chunks","ref_exps"]' and --resiz
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -35,6 +36,8 @@ def convert(args: argparse.Namespace) -> Tally:
     """Raises UserError where nothing can be done at all; a broken shard is told in the tally, the others are done."""
     if args.resume and args.overwrite:
         raise UserError("asked for --resume and --overwrite; one keeps the shards that are there, the other does not")
+    if not math.isfinite(args.min_score):
+        raise UserError(f"asked for --min-score {args.min_score}; a score is a number, of GRIT's from 0 to 1")
     options = Options(args.phrases, args.min_score)
     targets = shards_by_name(args.shards, args.out)
     work = [Work(shard, args.out / name, options.told()) for name, shard in targets.items()]

@@ -6,15 +6,14 @@ The images are COCO's of 2017; images of both its folders appear in either split
 from __future__ import annotations
 
 import argparse
-from pathlib import Path, PurePosixPath
-from typing import Any
-from urllib.parse import urlsplit
+from pathlib import Path
 
 from locfast.data.convert.coco import drafts
 from locfast.data.convert.coco_files import read_captions
 from locfast.data.convert.lines import add_arguments as add_common
 from locfast.data.convert.lines import write_lines
 from locfast.data.convert.tally import Tally
+from locfast.data.regions.annotated import class_text, named
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,17 +26,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def convert(args: argparse.Namespace) -> Tally:
     return write_lines(
-        args, lambda tally: drafts(args.instances, read_captions(args.captions), tally, class_text, file_name)
+        args, lambda tally: drafts(args.instances, read_captions(args.captions), tally, class_text, named)
     )
-
-
-def class_text(name: str) -> str:
-    """A class of LVIS as one would write it: "record_player" -> "record player", "bat_(animal)" -> "bat (animal)"."""
-    return name.replace("_", " ")
-
-
-def file_name(image: dict[str, Any]) -> str:
-    """v1 names no file, but COCO's URL of it; v0.5 has COCO's file name of 2014."""
-    if "coco_url" in image:
-        return str(PurePosixPath(*PurePosixPath(urlsplit(str(image["coco_url"])).path).parts[-2:]))
-    return str(image["file_name"])

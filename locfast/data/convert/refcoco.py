@@ -58,7 +58,7 @@ def drafts(
     try:
         images = {one["id"]: one for one in content["images"]}
         boxes = {one["id"]: corners(one["bbox"]) for one in content["annotations"]}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise not_like_coco(instances, error) from None
     for id, some in of_image.items():
         regions = []
@@ -73,7 +73,7 @@ def drafts(
         try:
             size = int(image["width"]), int(image["height"])
             yield Draft(places(str(image["file_name"])), size, tuple(captions.get(id, ())), tuple(regions))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise not_like_coco(instances, error) from None
 
 

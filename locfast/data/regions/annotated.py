@@ -37,7 +37,7 @@ class AnnotatedBoxes:
         try:
             self._fill(content)
             listed = [named(content["images"][i]) for i in self._image]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise not_like_coco(file, error) from None
         if not listed:
             raise UserError(f"asked for the boxes in {file}, found none among {len(content['images'])} images")
@@ -48,7 +48,7 @@ class AnnotatedBoxes:
 
     def _fill(self, content: dict[str, Any]) -> None:
         categories = sorted(content["categories"], key=lambda one: one["id"])
-        texts = [str(one["name"]).replace("_", " ") for one in categories]
+        texts = [class_text(str(one["name"])) for one in categories]
         self.classes = tuple(dict.fromkeys(texts))
         number = {text: i for i, text in enumerate(self.classes)}
         class_of = {one["id"]: number[text] for one, text in zip(categories, texts, strict=True)}
@@ -91,9 +91,17 @@ class AnnotatedBoxes:
         return f"{len(self)} images with {len(self._boxes)} boxes of {self.file}"
 
 
+def class_text(name: str) -> str:
+    """A class as one would write it: "record_player" -> "record player", LVIS's "bat_(animal)" -> "bat (animal)"."""
+    return name.replace("_", " ")
+
+
 def named(image: dict[str, Any]) -> str:
-    """An image's path as its entry tells: its file name, or of LVIS v1, which has none, the end of COCO's URL."""
-    if "file_name" in image:
+    """An image's path as its entry tells: its file name, or the end of COCO's URL.
+
+    LVIS v1 has the URL alone; v0.5, which lists classes that were not searched for, a file name of COCO's of 2014 too.
+    """
+    if "file_name" in image and not ("coco_url" in image and "not_exhaustive_category_ids" in image):
         return str(image["file_name"])
     return str(PurePosixPath(*PurePosixPath(urlsplit(str(image["coco_url"])).path).parts[-2:]))
 

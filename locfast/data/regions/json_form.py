@@ -26,6 +26,18 @@ def parse_regions(value: Any) -> tuple[Region, ...] | None:
     return tuple(_region(number, one) for number, one in enumerate(value))
 
 
+def regions_beside(value: Any) -> tuple[Region, ...] | None:
+    """As `parse_regions`, of a JSON file beside an image; None where it speaks of other things.
+
+    Those are numbers and texts, and lists without a single object that has a "box" (tags, boxes by another name): data
+    sets keep what they like there.
+    """
+    if isinstance(value, dict):
+        value = value.get("regions")
+    boxed = isinstance(value, list) and any(isinstance(one, dict) and "box" in one for one in value)
+    return parse_regions(value) if boxed or value == [] else None
+
+
 def region_json(regions: Iterable[Region]) -> list[dict[str, Any]]:
     """The list that `parse_regions` reads."""
     return [{"box": list(region.box), "text": region.text, "score": region.score} for region in regions]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from locfast.data.regions.json_form import parse_regions
+from locfast.data.regions.json_form import regions_beside
 from locfast.data.sources.indexing import load_indexes
 from locfast.data.sources.names import Names
 from locfast.data.sources.stores import Disk, Store
@@ -27,7 +27,7 @@ class TarShards:
     """All samples of some shards, in the order of the shards and of the members in them.
 
     Members of a sample share the path up to the first dot of the base name: an image, `.txt` (a text a line), `.json`
-    (regions, see `parse_regions`), `.seg.png` (label map). Samples without an image are left out. `store` is where the
+    (regions, see `regions_beside`), `.seg.png` (label map). Samples without an image are left out. `store` is where the
     shards lie: files of this machine, or URLs (`Web`). `read` raises OSError for a shard that was removed or shortened
     since.
     """
@@ -78,7 +78,7 @@ class TarShards:
         parts = self._parts(self.shards[self._shard(index)], self._place[index].tolist())
         try:
             text = parts["text"].decode("utf-8") if "text" in parts else None
-            regions = parse_regions(json.loads(parts["regions"])) if "regions" in parts else None
+            regions = regions_beside(json.loads(parts["regions"])) if "regions" in parts else None
         except UnicodeDecodeError:
             raise OSError("its text or regions are not UTF-8") from None
         except ValueError as error:
