@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from locfast.models import compiled
+
 STEP = 8
 """Texts are cut to a multiple of so many tokens: few lengths to compile for, and even ones for tensor cores."""
 
@@ -69,9 +71,12 @@ class TextEncoder(nn.Module):
             self.tower.set_grad_checkpointing(True)
 
     def enable_compile(self) -> None:
-        """torch.compile its blocks in place, where it has open_clip's."""
+        """torch.compile its blocks in place, where it has open_clip's.
+
+        For exact shapes at first, then for any: the number of distinct phrases differs from step to step.
+        """
         for block in getattr(getattr(self.tower, "transformer", None), "resblocks", ()):
-            block.compile(dynamic=False)
+            block.compile(dynamic=None, backend=compiled.BACKEND)
 
 
 def _is_causal(tower: Any) -> bool:

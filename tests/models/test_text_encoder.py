@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
+from locfast.models import compiled
 from locfast.models.open_clip_model import load_open_clip
 from locfast.models.text_encoder import STEP, TextEncoder
 from tests.eval.tiny_clip import CONFIGS
@@ -50,3 +52,16 @@ def test_a_tower_that_reads_all_of_its_context_gets_all_of_it(tmp_path):
     text.model.text_pool_type = "last"
     again = TextEncoder(text.model, text.tokenizer)
     assert not again.cuts and again.tokenize(["a dog"]).shape == (1, 77)
+
+
+def test_compiled_blocks_take_any_number_of_texts_and_are_not_compiled_for_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    torch._dynamo.reset()
+    counters.clear()
+    text = tower(tmp_path, "clip")
+    text.enable_compile()
+    with torch.no_grad():
+        for count in range(2, 14):
+            text(text.tokenize([f"phrase {number} {'long ' * (count % 5)}" for number in range(count)]))
+    torch._dynamo.reset()
+    assert 1 <= counters["stats"]["unique_graphs"] <= 2
