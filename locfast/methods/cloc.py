@@ -128,7 +128,7 @@ class Cloc(Clip):
             embedded = self.embed_regions(image_tokens, self.all_tokens(batch, draw, prompts), prompts)
             told, sent = self.losses(embedded, prompts.valid, self.totals([prompts]))
         loss = ranks.with_gradient(told["loss"], sent)
-        return {**_detached(told), **self._numbers(prompts), "loss": loss}
+        return {**_detached(told), **self._temperatures(), **self._numbers(prompts), "loss": loss}
 
     def losses(self, own: Embedded, valid: Tensor, totals: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The parts of equation 4, and a scalar whose gradient, averaged over ranks, is that of their sum.
@@ -254,6 +254,13 @@ class Cloc(Clip):
         images, _, regions = prompts.counts
         numbers = {"regions": regions / images, "regions_dropped": sum(prompts.dropped.values()) / images}
         return {name: torch.full((), value, device=self.device) for name, value in numbers.items()}
+
+    def _temperatures(self) -> dict[str, Tensor]:
+        """For the log, where they are learned."""
+        if not self.config.learn_temperature:
+            return {}
+        scales = {"temperature": self.scale(), "region_temperature": self.region_scale()}
+        return {name: 1 / scale.detach() for name, scale in scales.items()}
 
     def region_scale(self) -> Tensor:
         """What cosines of regions and phrases are multiplied with."""

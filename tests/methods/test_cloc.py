@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -195,6 +196,18 @@ def test_two_scales_start_where_they_are_told_and_stay_below_a_hundred(text):
     with torch.no_grad():
         method.region_log_scale.fill_(6.0)
     assert method.region_scale().item() == pytest.approx(100) and method.scale().item() == pytest.approx(20)
+
+
+def test_temperatures_that_are_learned_are_logged(text):
+    batch = batch_of(ALL)
+    learned, fixed = make(text), make(text, learn_temperature=False)
+    with torch.no_grad():
+        learned.log_scale.fill_(2.0)
+        learned.region_log_scale.fill_(3.0)
+    told = learned(batch, learned.draw(keys(ALL)))
+    assert told["temperature"].item() == pytest.approx(math.exp(-2))
+    assert told["region_temperature"].item() == pytest.approx(math.exp(-3))
+    assert not any("temperature" in name for name in fixed(batch, fixed.draw(keys(ALL))))
 
 
 @pytest.mark.parametrize(
