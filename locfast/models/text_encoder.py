@@ -16,7 +16,8 @@ STEP = 8
 class TextEncoder(nn.Module):
     """An open_clip model without its image tower, and its tokenizer. State-dict keys are open_clip's, under `model.`.
 
-    Scale and bias of the model's logits take no part in embeddings: they are frozen, and so is all else if `frozen`.
+    Scale and bias of the model's logits and CoCa's text decoder take no part in embeddings: they are frozen, and so is
+    all else if `frozen`.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, frozen: bool = False) -> None:
@@ -25,9 +26,9 @@ class TextEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.frozen = frozen
         model.visual = nn.Identity()
-        for name in ("logit_scale", "logit_bias"):
-            if isinstance(getattr(model, name, None), nn.Parameter):
-                getattr(model, name).requires_grad_(False)
+        for name in ("logit_scale", "logit_bias", "text_decoder"):
+            if isinstance(part := getattr(model, name, None), nn.Parameter | nn.Module):
+                part.requires_grad_(False)
         self.cuts = _is_causal(self.tower) and type(self.tokenizer).__name__ == "SimpleTokenizer"
         with torch.no_grad():
             self.joint_width: int = model.encode_text(tokenizer([""])).shape[-1]

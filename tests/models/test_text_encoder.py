@@ -41,6 +41,19 @@ def test_a_text_cut_to_its_length_has_the_embedding_and_the_gradients_of_the_who
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11 * other.abs().max().item())
 
 
+def test_every_weight_of_coca_that_is_trained_takes_part_in_a_text(tmp_path):
+    pool = {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
+    small = {"context_length": 76, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    vision = {"image_size": 32, "layers": 1, "width": 64, "head_width": 32, "patch_size": 16, **pool}
+    config = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": {**small, "embed_cls": True, "output_tokens": True}}
+    file = tmp_path / "coca-small.json"
+    file.write_text(json.dumps({**config, "multimodal_cfg": {**small, "attn_pooler_heads": 2}, "custom_text": True}))
+    model, tokenizer = load_open_clip(str(file), "none", flags=("--text", "--weights"))
+    text = TextEncoder(model, tokenizer)
+    text(text.tokenize(TEXTS)).sum().backward()
+    assert not [name for name, p in text.named_parameters() if p.requires_grad and p.grad is None]
+
+
 def test_a_text_longer_than_the_context_keeps_its_end_token(tmp_path):
     text = tower(tmp_path, "clip")
     tokens = text.tokenize(["word " * 200])
