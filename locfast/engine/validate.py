@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from locfast.data.loader import Loader
@@ -47,7 +49,8 @@ class Validation:
         self.indices = share.split(micro_batch) if len(share) else ()
         if len(share) <= FEW:
             loading["workers"] = 0
-        self.loader = Loader(source, method.validation_spec(), seed=seed, device=method.device, **loading)  # type: ignore[arg-type]
+        spec = replace(method.validation_spec(), regions=False)  # few images: none of them may have a region
+        self.loader = Loader(source, spec, seed=seed, device=method.device, **loading)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def run(self, method: Method) -> dict[str, float]:

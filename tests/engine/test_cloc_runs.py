@@ -138,6 +138,13 @@ def test_a_broken_image_is_replaced_and_named_and_held_out_losses_are_told(given
     assert held and {"val/region", "val/grounding", "val/clip"} <= set(held[-1])
 
 
+def test_held_out_images_may_all_be_without_regions(given, tmp_path):
+    val = write_regions(tmp_path / "bare", with_regions=False)
+    run = train(cloc_config(**{**given, "out": tmp_path / "run"}, steps=1, val=str(val)))
+    (held,) = (entry for entry in RunFolder(run).read_metrics() if "val/loss" in entry)
+    assert held["val/regions"] == 0 and held["val/loss"] == held["val/clip"] > 0
+
+
 @pytest.mark.parametrize(
     ("make", "told"),
     [
