@@ -176,6 +176,15 @@ def test_empty_regions_are_no_regions(folder):
         Loader(open_source(file), SPEC, seed=0, workers=0)
 
 
+@pytest.mark.parametrize(
+    "box", [[0.1, 0.2, 0.5, 0.9], [math.nan, 0, 9, 9], [30, 20, 10, 5]], ids=["shares", "NaN", "width and height"]
+)
+def test_boxes_of_which_none_is_a_pixel_wide_are_a_mistake(folder, box):
+    lines = ({"image": f"00{i}.jpg", "text": "a", "regions": [{"box": box, "text": "a"}]} for i in range(3))
+    with pytest.raises(UserError, match="in pixels of the image"):
+        Loader(open_source(write(folder(3) / "a.jsonl", *lines)), SPEC, seed=0, workers=0)
+
+
 def test_a_source_where_one_image_in_ten_has_regions_is_taken(folder):
     root = folder(60)
     lines = [{"image": f"{i:03}.jpg", "text": "a"} for i in range(60)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from locfast.data.spec import Record, Source
+from locfast.data.spec import Record, Region, Source
 from locfast.errors import UserError
 
 LOOKED_AT = 8
@@ -23,13 +23,25 @@ def check_texts(source: Source) -> None:
 
 
 def check_regions(source: Source) -> None:
-    """Raise UserError where none of some samples has a region: a run would learn from whole images alone."""
+    """Raise UserError where none of some samples has a region, or none a box wider and higher than a pixel: a run would
+    learn from whole images alone."""
     if missed := _looked_at_in_vain(source, LOOKED_AT_FOR_REGIONS, lambda record: bool(record.regions)):
         raise UserError(
             f"asked for images with regions, found {source!r}; of each of the {missed} samples looked at: it has no "
             'region. Give a .jsonl of images with "regions", or tar shards with KEY.json beside the images, as '
             "docs/data.md has them"
         )
+    if _looked_at_in_vain(source, LOOKED_AT_FOR_REGIONS, lambda record: any(map(_has_area, record.regions or ()))):
+        raise UserError(
+            f"asked for images with regions, found {source!r}; of those looked at: no box is a pixel wide and high. "
+            "Boxes are [left, top, right, bottom] in pixels of the image, neither shares of its sides nor [left, top, "
+            "width, height]"
+        )
+
+
+def _has_area(region: Region) -> bool:
+    left, top, right, bottom = region.box
+    return right - left >= 1 and bottom - top >= 1
 
 
 def _looked_at_in_vain(source: Source, count: int, has: Callable[[Record], bool]) -> int:
