@@ -272,6 +272,12 @@ class Cloc(Clip):
         """Which caption and which regions of every sample a step takes."""
         return Draw(super().draw(keys), uniform(keys, "cloc.regions", self.config.regions))
 
+    def notes(self, micro_batch: int, ranks: int, accumulation: int) -> list[str]:
+        told = super().notes(micro_batch, ranks, accumulation)
+        if not self.config.from_scratch:
+            return told
+        return [*told, "both towers start from the seed, with no weights of --model; --cloc.init pretrained takes them"]
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         decay, groups = self.optim.weight_decay, super().parameter_groups()
         heads = [self.prompter, *([self.box_head] if self.config.grounding else [])]

@@ -198,6 +198,11 @@ def test_two_scales_start_where_they_are_told_and_stay_below_a_hundred(text):
     assert method.region_scale().item() == pytest.approx(100) and method.scale().item() == pytest.approx(20)
 
 
+def test_a_run_says_that_it_starts_without_the_weights_of_its_model(text):
+    assert any("--cloc.init pretrained" in note for note in make(text).notes(4, 1, 1))
+    assert not make(text, init="pretrained", text_pretrained="none").notes(4, 1, 1)
+
+
 def test_temperatures_that_are_learned_are_logged(text):
     batch = batch_of(ALL)
     learned, fixed = make(text), make(text, learn_temperature=False)
