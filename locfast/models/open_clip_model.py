@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ def load_open_clip(name: str, pretrained: str, *, seed: int = 0, flags: Flags) -
     if name.endswith(".json"):
         if not Path(name).is_file():
             raise UserError(f"{by_name} {name}: no such file. Give a config of open_clip, or a name it knows.")
+        _check_config(Path(name), by_name)
         open_clip.add_model_config(Path(name))
         name = Path(name).stem
     if name not in open_clip.list_models():
@@ -74,3 +76,14 @@ def load_open_clip(name: str, pretrained: str, *, seed: int = 0, flags: Flags) -
             f"{told}). Without a network, fetch its checkpoint elsewhere and type {by_weights} FILE."
         ) from None
     return model.eval(), tokenizer
+
+
+def _check_config(file: Path, flag: str) -> None:
+    """Raise UserError for a file that open_clip would leave out without a word, or not read."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag} {file}: this is no JSON ({error}). Give a config of open_clip.") from None
+    needed = ("embed_dim", "vision_cfg", "text_cfg")
+    if missing := [key for key in needed if not isinstance(config, dict) or key not in config]:
+        raise UserError(f"{flag} {file}: a config of open_clip has {', '.join(needed)}; {missing[0]} is missing.")

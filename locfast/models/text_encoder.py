@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from locfast.errors import UserError
 from locfast.models import compiled
 
 STEP = 8
@@ -30,6 +31,12 @@ class TextEncoder(nn.Module):
             if isinstance(part := getattr(model, name, None), nn.Parameter | nn.Module):
                 part.requires_grad_(False)
         self.cuts = _is_causal(self.tower) and type(self.tokenizer).__name__ == "SimpleTokenizer"
+        words, known = int(tokenizer([""]).max()) + 1, getattr(self.tower, "token_embedding", None)
+        if isinstance(known, nn.Embedding) and words > known.num_embeddings:
+            raise UserError(
+                f"the text tower knows {known.num_embeddings} tokens, and its tokenizer has {words} at least. Set "
+                "vocab_size in its config."
+            )
         with torch.no_grad():
             self.joint_width: int = model.encode_text(tokenizer([""])).shape[-1]
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from locfast.errors import UserError
 from locfast.models import compiled
 from locfast.models.open_clip_model import load_open_clip
 from locfast.models.text_encoder import STEP, TextEncoder
@@ -78,3 +79,26 @@ def test_compiled_blocks_take_any_number_of_texts_and_are_not_compiled_for_each(
             text(text.tokenize([f"phrase {number} {'long ' * (count % 5)}" for number in range(count)]))
     torch._dynamo.reset()
     assert 1 <= counters["stats"]["unique_graphs"] <= 2
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "no JSON"),
+        ("[]", "embed_dim is missing"),
+        (json.dumps({"embed_dim": 8, "vision_cfg": {}}), "text_cfg is missing"),
+    ],
+)
+def test_a_config_that_is_none_is_told_by_its_flag(tmp_path, content, told):
+    file = tmp_path / "none.json"
+    file.write_text(content)
+    with pytest.raises(UserError, match=f"--text .*none.json: .*{told}"):
+        load_open_clip(str(file), "none", flags=("--text", "--weights"))
+
+
+def test_a_tower_that_knows_fewer_tokens_than_its_tokenizer_is_refused(tmp_path):
+    few = {**CONFIGS["clip"], "text_cfg": {**CONFIGS["clip"]["text_cfg"], "vocab_size": 100}}
+    file = tmp_path / "few.json"
+    file.write_text(json.dumps(few))
+    with pytest.raises(UserError, match="knows 100 tokens.*vocab_size"):
+        TextEncoder(*load_open_clip(str(file), "none", flags=("--text", "--weights")))
