@@ -188,3 +188,9 @@ def test_pictures_are_jpegs_of_many_shapes() -> None:
     made = pictures()
     assert {Image.open(io.BytesIO(data)).format for data, _, _ in made} == {"JPEG"}
     assert len({size for _, size, _ in made}) == 6
+
+
+def test_a_pooling_that_was_trained_on_another_grid_is_refused():
+    tower: Any = SimpleNamespace(backbone=Pixels(6))
+    with pytest.raises(UserError, match="trained on 4 x 4 patches, here are 6 x 6"):
+        readings_of(tower, RoiPooler(8, 8, (4, 4)), 7)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from locfast.errors import UserError
 from locfast.eval.global_ability.features import Tower
 from locfast.models.prompter import Asked, RoiPooler, roi_means
 
@@ -46,9 +47,17 @@ class RoiReading:
 
 
 def readings_of(tower: Tower, prompter: nn.Module | None, size: int) -> Mapping[str, RegionReading]:
-    """By name; a model that was trained with RoI-align has its own pooling there. size: samples along a side."""
+    """By name; a model that was trained with RoI-align has its own pooling there. size: samples along a side.
+
+    Raises UserError where that pooling was trained on another grid than the tower has.
+    """
     trained: Any = prompter
     if isinstance(prompter, RoiPooler):
+        if prompter.grid != tuple(tower.backbone.grid):
+            there, here = (" x ".join(map(str, grid)) for grid in (prompter.grid, tower.backbone.grid))
+            raise UserError(
+                f"--image-size: its RoI-align was trained on {there} patches, here are {here}. Leave it out."
+            )
         return {ROI_ALIGN: trained}
     own = {} if prompter is None else {PROMPTER: trained}
     return {**own, ROI_ALIGN: RoiReading(tower.embed, tower.backbone.grid, size)}
