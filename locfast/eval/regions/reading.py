@@ -79,7 +79,7 @@ def read_regions(source: Source, lookers: Mapping[str, Looker], reading: Reading
         for part in looker.readings.values():
             if isinstance(part, nn.Module):
                 part.to(reading.device)
-    spec = ImageSpec({name: view for view, name in views.items()}, records=True, regions=True)
+    spec = ImageSpec({name: view for view, name in views.items()}, records=True)
     loader = evaluation_loader(source, spec, reading)
     images: dict[str, list[Tensor]] = {name: [] for name in lookers}
     regions: dict[tuple[str, str], list[Tensor]] = {(n, how): [] for n, one in lookers.items() for how in one.readings}
