@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from locfast.errors import UserError
+from locfast.vesl import forgetting
 from locfast.vesl.aside import Aside, take
+from locfast.vesl.folder import Folder
+from locfast.vesl.forgetting import Pending
 
 NAME = "vesl.json"
 LOCK = ".vesl.lock"
@@ -21,6 +25,10 @@ Sections = dict[str, dict[str, Any]]
 
 def saved(out: Path) -> Sections:
     """The settings of a folder; {} where nothing was begun. UserError where they cannot be read."""
+    return {part: kept for part, kept in _read(out).items() if part in PARTS}
+
+
+def _read(out: Path) -> dict[str, Any]:
     file = out / NAME
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -55,24 +63,84 @@ def check(out: Path, asked: Sections, fresh: Iterable[str] = ()) -> Sections:
     return there
 
 
-def agree(out: Path, asked: Sections, aside: Aside, fresh: Iterable[str] = ()) -> None:
-    """`check`, and write what is new. Several ranks may do so at once."""
-    with open(out / LOCK, "w", encoding="utf-8") as lock:
-        _wait(lock)
-        there = check(out, asked, fresh)
-        both = {part: {**there, **asked}[part] for part in PARTS if part in there or part in asked}
-        if both != there or fresh:
-            text = json.dumps(both, indent=1) + "\n"
-            aside.keep(out / NAME, lambda path: path.write_text(text, encoding="utf-8"))
+def agree(folder: Folder, asked: Sections, aside: Aside, fresh: Iterable[str] = ()) -> None:
+    """`check`, and write what is new. Several ranks may do so at once.
+
+    With the `fresh` parts that are to be made anew stands which ranks have yet to `forget` what they made of them. A
+    rank that finds itself among those, with these settings, joins what another rank has begun.
+    """
+    fresh = tuple(fresh)
+    with _locked(folder.out):
+        # what cannot be read is replaced as a whole, with all that was made
+        kept = {} if set(PARTS) <= set(fresh) and not _readable(folder.out) else _read(folder.out)
+        pending: list[Pending] = kept.get(forgetting.NAME, [])
+        stage = next((part for part in fresh if part != "data"), "")
+        if stage and forgetting.waits(pending, stage, folder):
+            fresh = () if all(kept.get(part) == values for part, values in asked.items()) else fresh
+        there = check(folder.out, asked, fresh)
+        if fresh:
+            pending = forgetting.begun(pending, stage, folder.ranks)
+        _write(folder.out, {**there, **asked}, pending, aside)
 
 
-def _wait(lock: IO[str]) -> None:
-    while True:
-        try:
-            take(lock)
+def forget(folder: Folder, aside: Aside) -> None:
+    """Remove what `--overwrite` left of this rank's, now or in a run that was killed.
+
+    Of another number of ranks the first one to come removes what is left of all, while the others wait for it.
+    """
+    with _locked(folder.out):
+        pending: list[Pending] = _read(folder.out).get(forgetting.NAME, [])
+        if not pending:
             return
-        except OSError:  # another rank is here for a moment
-            time.sleep(0.02)
+        others = [one for one in pending if one["ranks"] != folder.ranks]
+        for one in others:
+            forgetting.forget(folder, one, one["left"])
+        pending = [one for one in pending if one not in others]
+        if others:
+            _write(folder.out, saved(folder.out), pending, aside)
+    ours = [one for one in pending if folder.rank in one["left"]]
+    for one in ours:
+        forgetting.forget(folder, one, [folder.rank])
+    if ours:
+        with _locked(folder.out):
+            pending = forgetting.without(_read(folder.out).get(forgetting.NAME, []), folder)
+            _write(folder.out, saved(folder.out), pending, aside)
+
+
+def _readable(out: Path) -> bool:
+    try:
+        _read(out)
+    except UserError:
+        return False
+    return True
+
+
+def _write(out: Path, parts: Sections, pending: list[Pending], aside: Aside) -> None:
+    whole: dict[str, Any] = {part: parts[part] for part in PARTS if part in parts}
+    if pending:
+        whole[forgetting.NAME] = pending
+    text = json.dumps(whole, indent=1) + "\n"
+    if not _same(out / NAME, text):
+        aside.keep(out / NAME, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _same(file: Path, text: str) -> bool:
+    try:
+        return file.read_text(encoding="utf-8") == text
+    except (OSError, ValueError):
+        return False
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    with open(out / LOCK, "w", encoding="utf-8") as lock:
+        while True:
+            try:
+                take(lock)
+                break
+            except OSError:  # another rank is here for a moment
+                time.sleep(0.02)
+        yield
 
 
 def _flag(name: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
+import signal
 import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,8 +24,11 @@ CLOCKED = ("times", ".aside", ".vesl.lock")
 """What a folder holds beside its contents: times, which no two runs share, and locks."""
 
 
-def start(arguments: list[object], output: Path, environment: dict[str, str]) -> BaseProcess:
-    process = _server.Process(target=_main, args=([str(one) for one in arguments], str(output), environment))
+def start(
+    arguments: list[object], output: Path, environment: dict[str, str], unlinks: int | None = None
+) -> BaseProcess:
+    """`unlinks`: SIGKILL to it when it has removed so many files and goes to remove another one."""
+    process = _server.Process(target=_main, args=([str(one) for one in arguments], str(output), environment, unlinks))
     process.start()
     return process
 
@@ -36,8 +41,13 @@ def contents(out: Path) -> dict[str, bytes]:
     }
 
 
-def _main(arguments: list[str], output: str, environment: dict[str, str]) -> None:
+def _main(arguments: list[str], output: str, environment: dict[str, str], unlinks: int | None) -> None:
     os.environ.update(environment)
+    if unlinks is not None:
+        left, unlink = itertools.count(unlinks, -1), Path.unlink
+        Path.unlink = lambda *args, **named: (  # type: ignore[method-assign]
+            unlink(*args, **named) if next(left) else os.kill(os.getpid(), signal.SIGKILL)
+        )
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)

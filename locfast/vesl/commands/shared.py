@@ -118,9 +118,9 @@ class Run:
         from locfast.vesl.meter import Meter
         from locfast.vesl.stage import Stage
 
-        settings.agree(self.folder.out, {"data": self.data, name: asked}, self.aside, self.fresh)
+        settings.agree(self.folder, {"data": self.data, name: asked}, self.aside, self.fresh)
         if self.fresh:
-            self.folder.forget(name)
+            settings.forget(self.folder, self.aside)
             self.fresh = ()
         return Stage(name, self.folder, self.aside, Meter(device))
 
@@ -159,6 +159,8 @@ def running(args: argparse.Namespace, first: str) -> Iterator[Run]:
     try:
         workers = default_workers() if args.workers is None else args.workers
         precision = pick_precision(args.precision, device)
+        if not fresh:  # of an --overwrite that was killed
+            settings.forget(folder, aside)
         with telling(world.rank, world.size):
             yield Run(folder, aside, source, device, precision, workers, args.batch_size, data, fresh)
     finally:
