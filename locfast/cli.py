@@ -19,12 +19,14 @@ from locfast.interrupt import watched
 NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "file too large"}
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 STOPPED = "Stopped by Ctrl-C."
+RESUME = "go on from the newest checkpoint with --resume"
 
 
-def command(main: Callable[[], object], *, every_rank: bool = False) -> Callable[[], None]:
+def command(main: Callable[[], object], *, every_rank: bool = False, go_on: str = RESUME) -> Callable[[], None]:
     """Run `main` as a command: UserError and a full disk end with one message on stderr and exit code 2.
 
-    The first of several ranks tells it, since they end together; `every_rank` where each works for itself.
+    The first of several ranks tells it, since they end together; `every_rank` where each works for itself. go_on: what
+    to do once the disk has room again.
     Ctrl-C ends it with one line and exit code 130, within seconds and at whatever moment it comes.
     """
 
@@ -47,7 +49,7 @@ def command(main: Callable[[], object], *, every_rank: bool = False) -> Callable
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
         except Exception as error:
-            reason = no_room(error) or no_access(error)
+            reason = no_room(error, go_on) or no_access(error)
             if reason is None:
                 raise
             _fail(reason, 2, every_rank)
@@ -55,7 +57,7 @@ def command(main: Callable[[], object], *, every_rank: bool = False) -> Callable
     return run
 
 
-def no_room(error: BaseException) -> str | None:
+def no_room(error: BaseException, go_on: str = RESUME) -> str | None:
     """A message when `error` (of Python or of safetensors) says that the disk takes no more, else None."""
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
@@ -66,7 +68,7 @@ def no_room(error: BaseException) -> str | None:
     where = f" while writing {path}" if path else ""
     return (
         f"Cannot go on: {NO_ROOM[number]}{where} ({os.strerror(number)}). What was complete before is untouched. "
-        "Free some space, then go on from the newest checkpoint with --resume."
+        f"Free some space, then {go_on}."
     )
 
 

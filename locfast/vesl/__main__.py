@@ -12,7 +12,7 @@ from locfast.vesl.commands import COMMANDS
 PROG = "python -m locfast.vesl"
 
 
-@partial(command, every_rank=True)
+@partial(command, every_rank=True, go_on="type the same command again")
 def main() -> None:
     sys.exit(
         run_one(PROG, "locfast.vesl.commands", COMMANDS, f"To label images, type `{PROG} run --data DATA --out DIR`")
