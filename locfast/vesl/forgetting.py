@@ -1,4 +1,4 @@
-"""What `--overwrite` has yet to remove. It stands in vesl.json until it is gone, or a kill would leave old labels there.
+"""What `--overwrite` has yet to remove. It stands in vesl.json until it is gone, or a kill would leave old labels.
 
 A rank that was begun without `--overwrite`, or with other ranks than before, finds it there and removes it first.
 """

@@ -53,12 +53,18 @@ def check(out: Path, asked: Sections, fresh: Iterable[str] = ()) -> Sections:
         for part, values in asked.items()
         if part in there
         for name in sorted({*values, *there[part]})
-        if values.get(name) != there[part].get(name)
+        if values.get(name) != there[part].get(name) and name != "names"
     ]
     if wrong:
         raise UserError(
             f"--out {out} was begun with other settings: {'; '.join(wrong)}. Type the command as before to go on, "
             "give another --out, or add --overwrite to make these steps anew."
+        )
+    if "data" in there and there["data"].get("names") != asked.get("data", there["data"]).get("names"):
+        raise UserError(
+            f"--out {out}: the source {there['data'].get('data')} has as many samples as at the start, but other ones or "
+            "in another order: files came, went or were renamed, and captions would go to other images. Put them back "
+            "to go on, give another --out, or type `run` with --overwrite to make all steps anew."
         )
     return there
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import tarfile
 from pathlib import Path
@@ -113,10 +114,36 @@ def test_an_image_never_gets_the_caption_of_another_one(tmp_path, vesl, flags) -
     common = ["--out", out, "--batch-size", 2, "--workers", 0, "--device", "cpu"]
     assert vesl("caption", "--data", photos, *common, "--shard-size", 6, "--captions", "given")[0] == 0
     assert vesl("phrases", *common)[0] == 0
+    made = contents(out)
     (photos / "0.jpg").rename(photos / "9.jpg")
+    for again in (["detect", *flags[2:6]], ["phrases"], ["caption", "--captions", "given"]):
+        code, told = vesl(*again, *common)
+        assert code == 2 and "as many samples as at the start, but other ones" in told and "Traceback" not in told
+    assert contents(out) == made
+    (photos / "9.jpg").rename(photos / "0.jpg")
+    assert vesl("detect", *common, *flags[2:6])[0] == 0
+
+
+def test_a_caption_that_was_made_of_another_file_stops_the_detector(tmp_path, pairs, vesl, flags) -> None:
+    """Somebody's own phrases, say, of which the lines moved."""
+    out = tmp_path / "out"
+    common = ["--out", out, "--batch-size", 2, "--workers", 0, "--device", "cpu"]
+    assert vesl("caption", "--data", pairs(6), *common, "--captions", "given")[0] == 0
+    assert vesl("phrases", *common)[0] == 0
+    file = out / "phrases/000000.jsonl"
+    file.write_text(file.read_text().replace("001.jpg", "999.jpg"))
     code, told = vesl("detect", *common, *flags[2:6])
     assert code == 2 and "files came or went" in told and "Traceback" not in told
     assert not list(out.glob("shards/*"))
+
+
+def test_a_full_disk_is_told_with_what_to_type(tmp_path, pairs, vesl, flags, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+
+    monkeypatch.setattr(Aside, "keep_lines", full)
+    code, told = vesl("run", "--data", pairs(3), "--out", tmp_path / "out", *flags)
+    assert code == 2 and "Free some space, then type the same command again." in told and "--resume" not in told
 
 
 @pytest.mark.parametrize(

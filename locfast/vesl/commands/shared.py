@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 import os
 import sys
@@ -151,7 +152,7 @@ def running(args: argparse.Namespace, first: str) -> Iterator[Run]:
         raise UserError(f"--out {args.out}: nothing was begun there, so say of what: --data SRC")
     source = open_source(_place(spec))  # names, and so the files' bytes, do not depend on where it is typed
     size = args.shard_size or before.get("shard_size", SHARD_SIZE)
-    data = {"data": _place(spec), "samples": len(source), "shard_size": size}
+    data = {"data": _place(spec), "samples": len(source), "names": _names(source), "shard_size": size}
     settings.check(args.out, {"data": data}, fresh)
     args.out.mkdir(parents=True, exist_ok=True)
     folder = Folder(args.out, len(source), size, world.rank, world.size)
@@ -181,6 +182,16 @@ def telling(rank: int, ranks: int) -> Iterator[None]:
     finally:
         log.setLevel(level)
         log.removeHandler(handler)
+
+
+def _names(source: Source) -> str:
+    """A hash of all names in their order: as many files as before may be others, or lie in another order."""
+    from locfast.data.sources import sample_name
+
+    told = hashlib.sha256()
+    for index in range(len(source)):
+        told.update(sample_name(source, index).encode("utf-8", "surrogateescape") + b"\0")
+    return told.hexdigest()
 
 
 def _place(spec: str) -> str:
