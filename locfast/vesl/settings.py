@@ -62,8 +62,8 @@ def check(out: Path, asked: Sections, fresh: Iterable[str] = ()) -> Sections:
         )
     if "data" in there and there["data"].get("names") != asked.get("data", there["data"]).get("names"):
         raise UserError(
-            f"--out {out}: the source {there['data'].get('data')} has as many samples as at the start, but other ones or "
-            "in another order: files came, went or were renamed, and captions would go to other images. Put them back "
+            f"--out {out}: the source {there['data'].get('data')} has as many samples as at the start, but other ones, "
+            "or in another order: files came, went or were renamed, and captions would go to other images. Put them back "
             "to go on, give another --out, or type `run` with --overwrite to make all steps anew."
         )
     return there
