@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from locfast.vesl.folder import STAGES, Folder
 
@@ -20,6 +20,22 @@ class Pending(TypedDict):
     stage: str
     ranks: int
     left: list[int]
+
+
+def check_form(pending: Any) -> None:
+    """Raises ValueError where it is no list of `Pending`."""
+    good = isinstance(pending, list) and all(
+        isinstance(one, dict)
+        and one.keys() == Pending.__annotations__.keys()
+        and one["stage"] in STAGES
+        and isinstance(one["left"], list)
+        and all(type(number) is int for number in one["left"])
+        and type(one["ranks"]) is int
+        and one["ranks"] > 0
+        for one in pending
+    )
+    if not good:
+        raise ValueError(f'"{NAME}" is no list of stages, ranks and those left')
 
 
 def waits(pending: Iterable[Pending], stage: str, folder: Folder) -> bool:

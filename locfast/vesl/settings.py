@@ -31,11 +31,26 @@ def saved(out: Path) -> Sections:
 def _read(out: Path) -> dict[str, Any]:
     file = out / NAME
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        whole = json.loads(file.read_text(encoding="utf-8"))
+        _check_form(whole)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise UserError(f"--out {out}: {file} cannot be read ({error}). Give another --out, or --overwrite.") from None
+        raise UserError(
+            f"--out {out}: {file} cannot be read ({error}). Give another --out, or make all steps anew: "
+            "`python -m locfast.vesl run` with --data and --overwrite."
+        ) from None
+    return whole
+
+
+def _check_form(whole: Any) -> None:
+    """Raises ValueError where it is none of what `agree` writes."""
+    if not isinstance(whole, dict) or not all(isinstance(whole.get(part, {}), dict) for part in PARTS):
+        raise ValueError("no object of objects")
+    data = whole.get("data", {"data": "", "shard_size": 1})
+    if not isinstance(data.get("data"), str) or type(data.get("shard_size")) is not int or data["shard_size"] < 1:
+        raise ValueError('"data" says no source or no size of shards')
+    forgetting.check_form(whole.get(forgetting.NAME, []))
 
 
 def check(out: Path, asked: Sections, fresh: Iterable[str] = ()) -> Sections:
@@ -63,8 +78,8 @@ def check(out: Path, asked: Sections, fresh: Iterable[str] = ()) -> Sections:
     if "data" in there and there["data"].get("names") != asked.get("data", there["data"]).get("names"):
         raise UserError(
             f"--out {out}: the source {there['data'].get('data')} has as many samples as at the start, but other ones, "
-            "or in another order: files came, went or were renamed, and captions would go to other images. Put them back "
-            "to go on, give another --out, or type `run` with --overwrite to make all steps anew."
+            "or in another order: files came, went or were renamed, and captions would go to other images. Put them "
+            "back to go on, give another --out, or type `run` with --overwrite to make all steps anew."
         )
     return there
 

@@ -94,3 +94,32 @@ def test_a_later_step_made_anew_does_not_make_an_earlier_one_forgotten(old_and_n
     assert [one["stage"] for one in pending(out)] == ["caption", "detect"]
     assert rank(1, 2, *command)[0] == 0
     assert contents(out) == fresh
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "[]",
+            "3",
+            '{"data": 3}',
+            '{"data": {"data": 3, "shard_size": 5}}',
+            '{"data": {"data": "x"}}',
+            '{"caption": []}',
+        ),
+        *('{"forgetting": 1}', '{"forgetting": [{"stage": "nap", "ranks": 1, "left": []}]}', "{", ""),
+        '{"forgetting": [{"stage": "detect", "ranks": 0, "left": [0]}]}',
+    ],
+)
+def test_a_damaged_vesl_json_is_told_and_what_is_told_helps(tmp_path, pairs, vesl, flags, text) -> None:
+    command = ["run", "--data", pairs(6), "--out", tmp_path / "out", *flags]
+    assert vesl(*command)[0] == 0
+    made = contents(tmp_path / "out")
+    (tmp_path / "out/vesl.json").write_text(text)
+    common = ["--out", tmp_path / "out", "--workers", 0, "--device", "cpu"]
+    for again in (command, ["phrases", *common], ["detect", *common, *flags[2:6], "--overwrite"]):
+        code, told = vesl(*again)
+        assert code == 2 and "Traceback" not in told
+        assert "cannot be read" in told and "`python -m locfast.vesl run` with --data and --overwrite" in told
+    assert vesl(*command, "--overwrite")[0] == 0
+    assert contents(tmp_path / "out") == made
