@@ -29,6 +29,8 @@ class Stage:
     folder: Folder
     aside: Aside
     meter: Meter
+    made: int = 0
+    """Chunks."""
 
     @property
     def before(self) -> str:
@@ -79,6 +81,7 @@ class Stage:
 
     def note(self, chunk: int, before: dict[str, float], said: str) -> dict[str, float]:
         """Keep and say how fast a chunk was, just before it is kept itself; the meter's reading."""
+        self.made += 1
         now = self.meter.read()
         taken = since(now, before)
         self.aside.keep_lines(self.folder.times(self.name, chunk), [{"stage": self.name, "chunk": chunk, **taken}])
@@ -89,14 +92,39 @@ class Stage:
     def end(self) -> None:
         """Say how fast it was in all. UserError where chunks are left, because the stage before has not made theirs."""
         reading = self.meter.read()
-        rate = told(reading, str(self.meter.device or "cpu")) if reading["images"] else "nothing was left to do"
-        log.info("%s: %d images in %.1f s: %s", self.name, reading["images"], reading["seconds"], rate)
+        if self.made:
+            rate = told(reading, str(self.meter.device or "cpu"))
+            log.info("%s: %d images in %.1f s: %s", self.name, reading["images"], reading["seconds"], rate)
+        else:
+            log.info("%s: no chunk was left to do", self.name)
         left = list(self.folder.missing(self.name))
         if left:
             raise UserError(
                 f"{self.name}: {len(left)} of {self.folder.chunks} chunks wait for the step before, first of all chunk "
                 f"{left[0] + 1}. Type `python -m locfast.vesl {self.before}` for {self.folder.out}, then this again."
             )
+
+
+def check_captioned(folder: Folder) -> None:
+    """UserError where no image of the whole source has a caption, so that there is nothing to label.
+
+    A rank looks at its own chunks first, up to the first caption, and at the others' only where it has none. It says
+    nothing while chunks are missing: the last rank to end finds all of them there.
+    """
+    ours, bad = folder.ours(), 0
+    for chunk in (*ours, *(one for one in range(folder.chunks) if one not in ours)):
+        try:
+            rows = read_lines(folder.result("caption", chunk))
+        except (OSError, ValueError):  # what is damaged, the next step tells
+            return
+        if any(row.get("captions") for row in rows):
+            return
+        bad += sum("unreadable" in row for row in rows)
+    raise UserError(
+        f"caption: none of the {folder.samples} images has a caption ({folder.samples - bad} without a text, {bad} "
+        "unreadable), so there is nothing to label. Take a --captioner NAME, or a --data with texts (NAME.txt beside "
+        "NAME.jpg, or pairs), and add --overwrite."
+    )
 
 
 def jobs(chunks: Iterable[tuple[int, list[int]]], batch_size: int) -> Iterator[Job]:

@@ -137,6 +137,37 @@ def test_a_caption_that_was_made_of_another_file_stops_the_detector(tmp_path, pa
     assert not list(out.glob("shards/*"))
 
 
+@pytest.mark.parametrize("bad", [(), (0, 1, 2)])
+def test_a_source_without_any_caption_is_a_mistake(tmp_path, vesl, flags, models, bad) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for i in range(12):
+        (photos / f"{i:02}.jpg").write_bytes(b"no image" if i in bad else jpeg(i))
+    for _ in range(2):  # the second time, all chunks are there
+        code, told = vesl("run", "--data", photos, "--out", out, *flags)
+        assert code == 2 and "none of the 12 images has a caption (12 without a text, 0 unreadable)" in told
+        assert "nothing was left" not in told and not (out / "phrases").exists()
+    made = ["--captioner", models / "git", "--max-new-tokens", 5, "--overwrite"]
+    assert vesl("run", "--data", photos, "--out", out, *flags[2:], *made)[0] == 0
+
+
+def test_ranks_without_a_caption_of_their_own_go_on_where_another_has_one(tmp_path, vesl, flags, monkeypatch) -> None:
+    """Rank 0 has the chunk without captions; and where rank 1 has none either, the last one to end says so."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for i in range(10):
+        (photos / f"{i:02}.jpg").write_bytes(jpeg(i))
+    for text, last in (("a red dog", 0), ("", 2)):
+        (photos / "07.txt").write_text(text)
+        for rank, expected in ((0, 0), (1, last)):
+            monkeypatch.setenv("RANK", str(rank))
+            code, told = vesl("run", "--data", photos, "--out", tmp_path / f"out{last}", *flags)
+            assert code == expected, told
+            assert "nothing was left" not in told
+    assert (tmp_path / "out0/shards/000000.tar").exists() and not (tmp_path / "out2/shards/000001.tar").exists()
+
+
 def test_a_full_disk_is_told_with_what_to_type(tmp_path, pairs, vesl, flags, monkeypatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "somewhere")

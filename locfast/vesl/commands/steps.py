@@ -12,7 +12,7 @@ from locfast.vesl.commands import shared
 from locfast.vesl.feed import Jobs, feed
 from locfast.vesl.phrases import check_nltk
 from locfast.vesl.pixels import framed, whole
-from locfast.vesl.stage import jobs
+from locfast.vesl.stage import check_captioned, jobs
 
 log = logging.getLogger("locfast")
 
@@ -21,11 +21,13 @@ def caption(run: shared.Run, args: argparse.Namespace) -> None:
     asked = shared.caption_settings(args, run.precision)
     run.check(caption=asked)
     if _nothing(run, "caption"):
+        check_captioned(run.folder)
         return
     made, say = _generated(run, asked) if args.captioner else _given(run)
     stage = run.stage("caption", asked, run.device if args.captioner else None)
     wanted = ((chunk, list(run.folder.indices(chunk))) for chunk in stage.pending())
     stages.caption(stage, feed(made, jobs(wanted, run.batch_size), run.workers), say)
+    check_captioned(run.folder)
 
 
 def phrases(run: shared.Run, args: argparse.Namespace) -> None:
@@ -56,7 +58,7 @@ def detect(run: shared.Run, args: argparse.Namespace) -> None:
 
 def _nothing(run: shared.Run, name: str) -> bool:
     if run.done(name):
-        log.info("%s: nothing was left to do", name)
+        log.info("%s: all chunks were done before", name)
     return run.done(name)
 
 
