@@ -20,7 +20,8 @@ def regions(
     phrases: Sequence[str],
     size: tuple[int, int],
     *,
-    padded: bool,
+    side: int,
+    inside: tuple[int, int],
     min_score: float = 0.1,
     nms: float | None = None,
     max_regions: int | None = None,
@@ -28,14 +29,15 @@ def regions(
     """Regions with a score above `min_score`, the surest first, and how many such boxes were dropped as degenerate.
 
     scores, labels [N] and boxes [N, 4] of one image as `Detector.detect` gives them, on the CPU; size: its height and
-    width. A frame that is `padded` to a square has the image's longer side. Boxes are clipped to the image; what is
-    thinner than a pixel then, as in the padding, or not finite, is degenerate. nms: of boxes of one phrase that
-    overlap by more (intersection over union), only the surest. Pixels to 1/100, scores to 1/10000.
+    width, which are shown in the `inside` (height, width) of a frame of `side` pixels, see `pixels.Framed`. Boxes are
+    clipped to the image; what is thinner than a pixel then, as in the padding, or not finite, is degenerate. nms: of
+    boxes of one phrase that overlap by more (intersection over union), only the surest. Pixels to 1/100, scores to
+    1/10000.
     """
     height, width = size
     sure = (scores > min_score).nonzero()[:, 0]
     order = sure[scores[sure].argsort(descending=True, stable=True)]
-    x, y, w, h = (boxes[order].double() * _scale(height, width, padded)).unbind(-1)
+    x, y, w, h = (boxes[order].double() * _scale(size, side, inside)).unbind(-1)
     edges = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], -1)
     corners = edges.clamp(min=0).minimum(torch.tensor([width, height, width, height], dtype=torch.float64))
     whole = edges.isfinite().all(-1) & ((corners[:, 2:] - corners[:, :2]) >= SMALLEST).all(-1)
@@ -52,9 +54,9 @@ def regions(
     return tuple(found[:max_regions]), int((~whole).sum())
 
 
-def _scale(height: int, width: int, padded: bool) -> Tensor:
-    longest = max(height, width)
-    wide, high = (longest, longest) if padded else (width, height)
+def _scale(size: tuple[int, int], side: int, inside: tuple[int, int]) -> Tensor:
+    """Shares of the frame to pixels of the image. The shown part is of whole pixels, so that its axes differ a bit."""
+    high, wide = (side * full / shown for full, shown in zip(size, inside, strict=True))
     return torch.tensor([wide, high, wide, high], dtype=torch.float64)
 
 
