@@ -9,6 +9,8 @@ import pytest
 
 from locfast.data.regions.shards import write_shard
 from locfast.data.spec import Record, Region
+from locfast.vesl.commands.page import Picture, labels_page
+from locfast.vesl.pixels import whole
 from tests.vesl.conftest import jpeg
 
 
@@ -52,3 +54,23 @@ def test_a_page_is_not_overwritten_and_a_source_without_regions_is_refused(tmp_p
     (tmp_path / "images/a.jpg").write_bytes(jpeg(1))
     code, told = vesl("view", tmp_path / "images", "--out", tmp_path / "other.html")
     assert code == 2 and "has a region" in told
+
+
+def test_a_runs_folder_is_taken_for_its_shards(tmp_path, shards, vesl) -> None:
+    (shards.parent / "vesl.json").write_text("{}")
+    assert vesl("view", shards.parent, "--out", tmp_path / "page.html")[0] == 0
+    assert vesl("view", shards, "--out", tmp_path / "same.html")[0] == 0
+    assert (tmp_path / "page.html").read_text() == (tmp_path / "same.html").read_text()
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/vesl.json").write_text("{}")
+    code, told = vesl("view", tmp_path / "begun", "--out", tmp_path / "other.html")
+    assert code == 2 and "no shard was made there yet" in told
+
+
+@pytest.mark.parametrize("text", ["a red dog and " * 50, "x" * 700])
+def test_a_long_caption_is_folded_and_there_as_a_whole(text: str) -> None:
+    picture = Picture("one", whole(jpeg(1)), (text, "short"), ())
+    page = labels_page("Labels", "somewhere", [picture], 1)
+    beginning = re.search(r"<figcaption><details><summary>([^<]+) \.\.\.</summary>", page)
+    assert beginning and text.startswith(beginning[1]) and 100 < len(beginning[1]) <= 200
+    assert page.count(text.strip()) == 1 and "<p>short</p>" in page

@@ -17,6 +17,8 @@ SIDE = 480
 """Pixels of the longer side of a picture: a photograph takes some 50 kB."""
 COLOURS = ((0.0, "#5ab4ff"), (0.2, "#ffd23f"), (0.35, "#ff8a3d"), (0.5, "#ff4f8b"))
 """From which score on a box has which colour: light enough for dark photographs, outlined for light ones."""
+LONG = 200
+"""Letters of a caption that are shown at once: three lines or so below a picture."""
 LETTER = 0.56
 """Width of a letter by its height, about: for the plate behind a phrase."""
 
@@ -46,7 +48,8 @@ def labels_page(title: str, source: str, pictures: Sequence[Picture], total: int
     blocks = "".join(_block(one) for one in pictures)
     told = paragraph(
         "Every box with the phrase that the detector matched it with, coloured by its score. What to look for: boxes "
-        "around something else than their phrase says, phrases that no box shows, and one object under many boxes."
+        "around something else than their phrase says, things in a caption that no box shows, and one object under "
+        "many boxes."
     )
     shown = section("Pictures", told, _legend(), f'<div class="figures">{blocks}</div>')
     return page(title, "labels", paragraph(source, "lede") + head, [shown])
@@ -57,12 +60,19 @@ def _block(one: Picture) -> str:
         (region.text, f"{region.score:.2f}", " ".join(f"{edge:.0f}" for edge in region.box)) for region in one.regions
     ]
     numbers = table(f"Regions of {one.name}", ("phrase", "score", "box"), rows) if rows else ""
-    texts = "".join(paragraph(text) for text in one.texts)
+    texts = "".join(_text(text) for text in one.texts)
     count = f"{len(rows)} region{'' if len(rows) == 1 else 's'}"
     return (
         f"<figure>{_drawing(one)}<figcaption>{texts}<span>{escape(one.name)}: {count}</span></figcaption>"
         f"{fold('All regions', numbers)}</figure>"
     )
+
+
+def _text(text: str) -> str:
+    """A long caption, such as an alt-text of many sentences, shows its beginning and unfolds."""
+    if len(text) <= LONG:
+        return paragraph(text)
+    return fold(text[:LONG].rsplit(" ", 1)[0] + " ...", paragraph(text))
 
 
 def _drawing(one: Picture) -> str:
