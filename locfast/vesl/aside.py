@@ -80,11 +80,12 @@ class Aside:
             if other == self.folder:
                 continue
             try:
-                with open(other / LOCK, "r+", encoding="utf-8") as lock:
+                # made where it is not there yet: its owner may have died before, and one that lives takes another name
+                with open(other / LOCK, "a", encoding="utf-8") as lock:
                     if take(lock):
                         shutil.rmtree(other, ignore_errors=True)
                         removed += 1
-            except OSError:  # its owner lives, or has just removed it, or is about to lock it
+            except OSError:  # its owner lives, or has just removed it
                 continue
         return removed
 

@@ -48,34 +48,30 @@ class Meter:
             yield batch
 
     def read(self) -> dict[str, float]:
-        """Images, seconds, images a second, and the shares of the wall time; waits for the device."""
+        """Images, and seconds in all, of the device and of waiting; waits for the device."""
         for begin, end in self._events:
             end.synchronize()
             self.busy_seconds += begin.elapsed_time(end) / 1e3
         self._events.clear()
-        seconds = max(time.perf_counter() - self._begin, 1e-9)
-        return {
-            "images": self.images,
-            "seconds": round(seconds, 3),
-            "images_per_second": round(self.images / seconds, 2),
-            "device_busy": round(self.busy_seconds / seconds, 4),
-            "waiting_for_images": round(self.wait_seconds / seconds, 4),
-        }
+        seconds = time.perf_counter() - self._begin
+        return {"images": self.images, "seconds": seconds, "busy": self.busy_seconds, "waiting": self.wait_seconds}
 
 
-def since(now: dict[str, float], before: dict[str, float]) -> dict[str, float]:
-    """The readings of a meter between two of its readings."""
-    seconds = max(now["seconds"] - before["seconds"], 1e-9)
-    images = now["images"] - before["images"]
-    shares = {
-        name: round((now[name] * now["seconds"] - before[name] * before["seconds"]) / seconds, 4)
-        for name in ("device_busy", "waiting_for_images")
+def rates(now: dict[str, float], before: dict[str, float] | None = None) -> dict[str, float]:
+    """Images, seconds, images a second, and shares of the wall time, between two readings of a meter."""
+    taken = {name: value - (before[name] if before else 0) for name, value in now.items()}
+    seconds = max(taken["seconds"], 1e-9)
+    return {
+        "images": taken["images"],
+        "seconds": round(seconds, 3),
+        "images_per_second": round(taken["images"] / seconds, 2),
+        "device_busy": round(taken["busy"] / seconds, 4),
+        "waiting_for_images": round(taken["waiting"] / seconds, 4),
     }
-    return {"images": images, "seconds": round(seconds, 3), "images_per_second": round(images / seconds, 2), **shares}
 
 
 def told(reading: dict[str, float], device: str) -> str:
-    """A reading in words."""
+    """What `rates` gives, in words."""
     return (
         f"{reading['images_per_second']:.1f} images/s, {device} busy {100 * reading['device_busy']:.0f} % of the time, "
         f"waiting for images {100 * reading['waiting_for_images']:.0f} %"

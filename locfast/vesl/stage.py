@@ -12,7 +12,7 @@ from locfast.errors import UserError
 from locfast.vesl.aside import Aside, read_lines
 from locfast.vesl.feed import Fed, Job
 from locfast.vesl.folder import STAGES, Folder
-from locfast.vesl.meter import Meter, since, told
+from locfast.vesl.meter import Meter, rates, told
 
 log = logging.getLogger("locfast")
 LOST = 8
@@ -83,7 +83,7 @@ class Stage:
         """Keep and say how fast a chunk was, just before it is kept itself; the meter's reading."""
         self.made += 1
         now = self.meter.read()
-        taken = since(now, before)
+        taken = rates(now, before)
         self.aside.keep_lines(self.folder.times(self.name, chunk), [{"stage": self.name, "chunk": chunk, **taken}])
         rate = told(taken, str(self.meter.device or "cpu"))
         log.info("%s: chunk %d of %d: %s; %s", self.name, chunk + 1, self.folder.chunks, said, rate)
@@ -91,7 +91,7 @@ class Stage:
 
     def end(self) -> None:
         """Say how fast it was in all. UserError where chunks are left, because the stage before has not made theirs."""
-        reading = self.meter.read()
+        reading = rates(self.meter.read())
         if self.made:
             rate = told(reading, str(self.meter.device or "cpu"))
             log.info("%s: %d images in %.1f s: %s", self.name, reading["images"], reading["seconds"], rate)

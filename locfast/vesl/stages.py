@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,12 @@ def caption(stage: Stage, fed: Iterable[Fed], say: Callable[[Any], list[Said]]) 
 def phrases(stage: Stage, max_phrases: int, workers: int) -> None:
     """phrases/NNNNNN.jsonl: what stands in the captions' file, and the phrases. In `workers` processes (0: here)."""
     before = stage.meter.read()
-    with pool(max(1, workers)) as helpers:
+    with pool(workers) if workers else nullcontext() as helpers:
         for chunk in stage.pending():
             rows = stage.input(chunk)
             asked = [(row.get("captions", []), max_phrases) for row in rows]
             with stage.meter.busy():
-                found = list(helpers.map(_find, asked, chunksize=32) if workers else map(_find, asked))
+                found = list(helpers.map(_find, asked, chunksize=32) if helpers else map(_find, asked))
             for row, one in zip(rows, found, strict=True):
                 if row.get("captions"):
                     row.update(phrases=one.kept, dropped=one.dropped)

@@ -6,11 +6,14 @@ import errno
 import json
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from locfast.data.sources import open_source
 from locfast.vesl.aside import Aside
+from locfast.vesl.commands import shared
+from locfast.vesl.meter import Meter, rates, told
 from tests.vesl.conftest import CAPTIONS, PHOTOS, jpeg
 from tests.vesl.vesl_processes import contents, start
 
@@ -208,6 +211,40 @@ def test_names_do_not_depend_on_where_the_command_is_typed(tmp_path, pairs, vesl
     assert contents(tmp_path / "near") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    "pattern", ["shards/*.tar", "s{h,}ards/000000.tar", "sh*/*.tar", "shards/{000000..000001}.tar"]
+)
+def test_a_pattern_does_not_depend_on_where_it_is_typed(tmp_path, monkeypatch, pattern) -> None:
+    (tmp_path / "shards").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert shared._place(pattern) == str(tmp_path / pattern)
+    assert (
+        shared._place("s3://bucket/{00..12}.tar") == "s3://bucket/{00..12}.tar" and shared._place("demo:4") == "demo:4"
+    )
+
+
+def test_no_process_is_begun_for_phrases_without_workers(tmp_path, pairs, vesl, flags, monkeypatch) -> None:
+    def begun(*_: object) -> None:
+        raise AssertionError("a pool")
+
+    monkeypatch.setattr("locfast.vesl.stages.pool", begun)
+    assert vesl("run", "--data", pairs(3), "--out", tmp_path / "out", *flags)[0] == 0
+
+
+def test_shares_of_the_time_lie_between_nothing_and_all_of_it(monkeypatch) -> None:
+    """Short chunks late in a long run: a difference of rounded shares would be off by many times the chunk."""
+    clock = iter([0.0, 0.0, 3000.0, 86400.0, 86400.0001, 86400.0002])
+    monkeypatch.setattr("locfast.vesl.meter.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    meter = Meter()
+    with meter.busy():
+        pass
+    before = meter.read()
+    meter.images += 1
+    taken = rates(meter.read(), before)
+    assert taken["device_busy"] == taken["waiting_for_images"] == 0 and taken["images"] == 1
+    assert "cpu busy 0 %" in told(taken, "cpu") and rates(before)["device_busy"] == round(3000 / 86400, 4)
+
+
 def test_a_shard_without_any_sample_is_a_whole_one(tmp_path, pairs, vesl, flags) -> None:
     data = pairs(8, bad=(5, 6, 7))
     assert vesl("run", "--data", data, "--out", tmp_path / "out", *flags)[0] == 0
@@ -343,6 +380,14 @@ def test_photographs_get_regions_inside_of_them(tmp_path, vesl, flags) -> None:
         for left, top, right, bottom in (region.box for region in record.regions):
             assert 0 <= left < right <= width and 0 <= top < bottom <= height
     assert sum(row["boxes"] for row in log(tmp_path / "out")) > 0
+
+
+def test_a_folder_aside_whose_owner_died_before_it_locked_it_goes(tmp_path) -> None:
+    (tmp_path / ".aside/host-1-abcd").mkdir(parents=True)
+    mine = Aside(tmp_path)
+    assert mine.removed == 1 and [path.name for path in (tmp_path / ".aside").iterdir()] == [mine.folder.name]
+    mine.close()
+    assert not (tmp_path / ".aside").exists()
 
 
 def test_what_a_killed_process_left_aside_goes_and_what_a_living_one_holds_stays(tmp_path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -197,7 +198,9 @@ def _names(source: Source) -> str:
 def _place(spec: str) -> str:
     """A path that does not depend on where the command is typed; other sources as they are."""
     path = os.path.expanduser(spec)
-    local = os.path.exists(path) or os.path.exists(os.path.dirname(path) or ".")
+    # up to where a pattern begins, which may be in a folder's name
+    plain = re.split(r"[*?\[{]", path, maxsplit=1)[0]
+    local = os.path.exists(path) or os.path.exists(os.path.dirname(plain) or ".")
     return os.path.abspath(path) if local and "://" not in spec and spec.partition(":")[0] != "demo" else spec
 
 
