@@ -14,6 +14,7 @@ from locfast.engine.precision import autocast
 from locfast.errors import UserError
 from locfast.vesl.hub import load
 
+MODEL = "AutoModelForZeroShotObjectDetection"
 KINDS = ("owlv2", "owlvit")
 
 
@@ -44,7 +45,7 @@ class Detector:
 
     def __init__(self, name: str, side: int, device: torch.device, precision: str) -> None:
         check(name, side)
-        model = load("AutoModelForZeroShotObjectDetection", name, "--detector")
+        model = load(MODEL, name, "--detector")
         processor = load("AutoProcessor", name, "--detector")
         self.model: Any = model.to(device).eval()
         self.base: Any = getattr(model, model.base_model_prefix)

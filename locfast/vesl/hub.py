@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -46,3 +47,36 @@ def load(kind: str, name: str, flag: str, **options: Any) -> Any:
             else f"Get it with `hf download {name}` (`huggingface-cli download` in older versions), or give a folder"
         )
         raise UserError(f"{flag} {name} cannot be loaded as {kind}: {why}. {do}") from None
+
+
+def check_weights(kind: str, name: str, flag: str) -> None:
+    """Raises UserError where weights are missing or cut off, as after half a download; they are not read for that.
+
+    Where the files that transformers itself writes are not all there, it is asked: it may know others, or get them.
+    """
+    import_transformers()
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = Path(os.path.expanduser(name))
+    if not folder.is_dir():
+        config = try_to_load_from_cache(name, "config.json")
+        folder = Path(config).parent if isinstance(config, str) else folder
+    if not _whole(folder):
+        load(kind, name, flag)
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a folder has all its weights, by the index of the files and by each file's own head."""
+    from safetensors import SafetensorError, safe_open
+
+    files = {"model.safetensors"}
+    try:
+        index = folder / "model.safetensors.index.json"
+        if not (folder / "model.safetensors").exists() and index.exists():
+            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        for file in files:
+            with safe_open(folder / file, "pt"):
+                pass
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return False
+    return True

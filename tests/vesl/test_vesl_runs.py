@@ -193,6 +193,36 @@ def test_a_detector_that_is_no_use_is_told_before_anything_is_captioned(
     assert not (tmp_path / "out/captions").exists()
 
 
+@pytest.mark.parametrize("left", [0, 1000, -1, None])
+def test_half_a_download_of_a_detector_is_told_before_anything_is_captioned(
+    tmp_path, pairs, vesl, flags, models, left
+) -> None:
+    """Its one file of weights is missing or cut off, or one of several is missing (None)."""
+    import shutil
+
+    import transformers
+
+    folder = tmp_path / "owlv2"
+    shutil.copytree(models / "owlv2", folder)
+    weights = folder / "model.safetensors"
+    if left is None:
+        model = transformers.Owlv2ForObjectDetection.from_pretrained(folder)
+        weights.unlink()
+        model.save_pretrained(folder, max_shard_size="100KB")
+        weights = sorted(folder.glob("model-*.safetensors"))[1]
+    data = weights.read_bytes()
+    if left:
+        weights.write_bytes(data[:left])
+    else:
+        weights.unlink()
+    command = ["run", "--data", pairs(5), "--out", tmp_path / "out", *flags, "--detector", folder]
+    code, told = vesl(*command)
+    assert code == 2 and "cannot be loaded as AutoModelForZeroShotObjectDetection" in told and "Traceback" not in told
+    assert not (tmp_path / "out/captions").exists()
+    weights.write_bytes(data)
+    assert vesl(*command)[0] == 0
+
+
 @pytest.mark.parametrize("rank", ["1", "2", "-1", "x"])
 def test_every_rank_tells_its_own_mistake(tmp_path, vesl, flags, monkeypatch, rank) -> None:
     """They meet nowhere, and may be on machines of their own: one that says nothing leaves its chunks undone."""

@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from locfast.vesl.commands import steps
-    from locfast.vesl.detector import check
-    from locfast.vesl.hub import load
+    from locfast.vesl.detector import MODEL, check
+    from locfast.vesl.hub import check_weights, load
     from locfast.vesl.phrases import check_nltk
 
     with shared.running(args, "caption") as work:
@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
         if not work.done("detect"):
             check(args.detector, args.detector_size)
             load("AutoProcessor", args.detector, "--detector")
+            check_weights(MODEL, args.detector, "--detector")
         for step in (steps.caption, steps.phrases, steps.detect):
             step(work, args)
     return 0
