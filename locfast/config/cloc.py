@@ -36,6 +36,8 @@ class ClocConfig(ClipConfig):
     its image tower too."""
     text_pretrained: str = "openai"
     """Its weights where --cloc.init is pretrained: a tag of open_clip's, a checkpoint file, or none."""
+    freeze_text: bool = False
+    """Leave the text tower as it is; tower, prompter and box head are trained."""
     temperature: float = 0.07
     """Cosines are divided by it; where it is learned, at the start."""
     learn_temperature: bool = True

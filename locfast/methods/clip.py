@@ -21,6 +21,7 @@ from locfast.models.drop_path import set_drop_path
 from locfast.models.image_tower import load_image_tower
 from locfast.models.open_clip_image import open_clip_image_tower
 from locfast.models.open_clip_model import load_open_clip
+from locfast.models.prompter import wide
 from locfast.models.text_encoder import TextEncoder
 from locfast.random import Keys, uniform
 
@@ -144,16 +145,16 @@ class Clip(Method):
         found = dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
         rounds, averaged = len(looks), ranks.size(ranks.process_group(self.training))
         rows = [len(look.images) for look in looks]
-        parts = {name: (_wide(found[name]) * rounds * averaged).split(rows) for name in found if name != "scale"}
+        parts = {name: (wide(found[name]) * rounds * averaged).split(rows) for name in found if name != "scale"}
         scale = found["scale"] * averaged if "scale" in found else None
         told = zip(looks, parts["images"], parts.get("texts", [None] * rounds), strict=True)
         return [Share(look, loss.detach(), of_images, of_texts, scale) for look, of_images, of_texts in told]
 
     def _pass_on(self, batch: Batch, share: Share) -> Tensor:
         """The step's loss, with the gradient of this micro-batch's share of it."""
-        sent = (_wide(self.embed_images(batch)) * share.images).sum()
+        sent = (wide(self.embed_images(batch)) * share.images).sum()
         if share.texts is not None:
-            sent = sent + (_wide(self.text(share.look.tokens)) * share.texts).sum()
+            sent = sent + (wide(self.text(share.look.tokens)) * share.texts).sum()
         if share.scale is not None:
             sent = sent + self.log_scale * share.scale
         return ranks.with_gradient(share.loss, sent)
@@ -226,8 +227,3 @@ class Clip(Method):
             "text": {"model": self.config.text, "pretrained": self.config.text_pretrained},
             "text_tower": text,
         }
-
-
-def _wide(x: Tensor) -> Tensor:
-    """fp32, or fp64 where x is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

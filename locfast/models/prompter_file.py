@@ -91,12 +91,12 @@ def save_prompter(
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / MODULE).write_text(standalone_text(), encoding="utf-8")
-    _check(folder, prompter, config)
+    _check(folder, prompter, box_head, config)
     return config
 
 
 @torch.no_grad()
-def _check(folder: Path, prompter: AnyPrompter, config: dict[str, Any]) -> None:
+def _check(folder: Path, prompter: AnyPrompter, box_head: BoxHead | None, config: dict[str, Any]) -> None:
     """Load what was written as its reader will, and compare. Raises RuntimeError where it gives other embeddings."""
     spec: Any = importlib.util.spec_from_file_location("locfast_written_prompter", folder / MODULE)
     module = importlib.util.module_from_spec(spec)
@@ -112,7 +112,12 @@ def _check(folder: Path, prompter: AnyPrompter, config: dict[str, Any]) -> None:
     where = prompter.project.weight
     with torch.autocast(where.device.type, enabled=False):
         expected = prompter(tokens.to(where), boxes.to(where)).float().cpu()
-    check_same("the exported prompter", written(tokens, boxes), expected)
+        check_same("the exported prompter", written(tokens, boxes), expected)
+        if box_head is not None and not isinstance(prompter, RoiPooler):
+            phrases = torch.randn(2, 1, config["joint"], generator=generator)
+            asked = prompter.ask(tokens.to(where))
+            found = box_head(prompter.phrases(asked, phrases[:, 0].to(where))).float().cpu()
+            check_same("the exported box head", written.grounded(tokens, phrases)[:, 0], found)
 
 
 def standalone_text() -> str:

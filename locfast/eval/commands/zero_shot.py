@@ -2,7 +2,7 @@
 
 An image takes the class whose prompts lie nearest in the joint space. The backbone's tokens go through the pooling and
 projection of the open_clip model's own image tower, so that model must be the one that the backbone started from. A
-run that trained a way into the joint space (uta, clip) takes that instead, and names its text tower itself.
+run that trained a way into the joint space (uta, clip, cloc) takes that instead, and names its text tower itself.
 """
 
 from __future__ import annotations
