@@ -127,7 +127,7 @@ def main() -> None:
         shown = [f"{found[side]:6.2f}" for side in ("before", "baseline", "ours", "after", "teacher") if side in found]
         told = [found[key] for key in ("gain", "gain_over_teacher", "alone") if key in found]
         intervals = "   ".join(f"{one['mean']:+.2f} ({one['low']:+.2f} to {one['high']:+.2f})" for one in told)
-        print(f"{name:32} {' '.join(shown)}   {intervals}")
+        print(f"{name:40} {' '.join(shown)}   {intervals}")
 
 
 if __name__ == "__main__":
