@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Test files at a time, each on one thread: most of a test's time goes into starting processes.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 .PHONY: demo test test-all lint clean
 
@@ -10,10 +13,10 @@ demo: $(READY)
 	$(BIN)/python -m locfast.train --method maskembed --overwrite
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff check .
