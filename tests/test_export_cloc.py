@@ -156,7 +156,7 @@ def test_open_clip_gets_both_trained_towers_and_the_temperature(
     model = open_clip.create_model_and_transforms(f"local-dir:{out}")[0].eval()
     trained = method.image.embed(method.image.backbone(images()))
     torch.testing.assert_close(model.encode_image(images()), trained, rtol=1e-4, atol=1e-5)
-    tokens = method.text.tokenize(["a striped star", "two discs"])
+    tokens = method.text.tokenizer(["a striped star", "two discs"])  # as others call it, to the end of the context
     assert torch.equal(open_clip.get_tokenizer(f"local-dir:{out}")(["a striped star", "two discs"]), tokens)
     torch.testing.assert_close(model.encode_text(tokens), method.text(tokens), rtol=1e-6, atol=1e-6)
     assert model.logit_scale.exp().item() == pytest.approx(method.scale().item(), rel=1e-6)

@@ -13,7 +13,6 @@ from locfast.data.convert.coco_files import read_captions
 from locfast.data.convert.lines import add_arguments as add_common
 from locfast.data.convert.lines import write_lines
 from locfast.data.convert.tally import Tally
-from locfast.data.regions.annotated import class_text, named
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def convert(args: argparse.Namespace) -> Tally:
+    from locfast.data.regions.annotated import class_text, named  # imports torch, which --help must not
+
     return write_lines(
         args, lambda tally: drafts(args.instances, read_captions(args.captions), tally, class_text, named)
     )
