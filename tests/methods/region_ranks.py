@@ -5,9 +5,7 @@ A process of its own, which forks before it has threads.
 
 from __future__ import annotations
 
-import os
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from locfast.random import Keys
+from tests.forked import run_ranks
 from tests.methods.region_pairs import batch_of, make
 
 RANKS = 2
@@ -45,17 +44,7 @@ def at_rank(rank: int, folder: Path, text: str) -> None:
 
 def main() -> int:
     folder, text = Path(sys.argv[1]), sys.argv[2]
-    children = []
-    for rank in range(RANKS):
-        if (pid := os.fork()) == 0:
-            try:
-                at_rank(rank, folder, text)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        children.append(pid)
-    return int(any(os.waitpid(pid, 0)[1] for pid in children))
+    return run_ranks(RANKS, lambda rank: at_rank(rank, folder, text))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ A process of its own, which forks before it has threads.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from locfast.methods.context_loss import distance
 from locfast.models.batch_norm import GlobalBatchNorm1d
+from tests.forked import run_ranks
 
 RANKS, ROWS, WIDTH = 2, 12, 8
 
@@ -77,20 +77,7 @@ def at_rank(rank: int, folder: Path) -> None:
 
 
 def main() -> int:
-    folder = Path(sys.argv[1])
-    children = []
-    for rank in range(RANKS):
-        if (pid := os.fork()) == 0:
-            try:
-                at_rank(rank, folder)
-            except BaseException:
-                import traceback
-
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        children.append(pid)
-    return int(any(os.waitpid(pid, 0)[1] for pid in children))
+    return run_ranks(RANKS, lambda rank: at_rank(rank, Path(sys.argv[1])))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from locfast.data.convert.drafts import entries_of
 from locfast.errors import UserError
 
 FOLDERS = ("", "train2017/", "val2017/", "train2014/", "val2014/")
+"""Where COCO's releases have an image, below the folder of images."""
 
 
 def places(file_name: str) -> tuple[str, ...]:

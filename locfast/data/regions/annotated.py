@@ -9,13 +9,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from locfast.data.convert.coco_files import FOLDERS
 from locfast.data.labelled.coco import known, not_like_coco, read_json, require_files
 from locfast.data.sources.names import Names
 from locfast.data.spec import Record, Region
 from locfast.errors import UserError
-
-FOLDERS = ("", "train2017", "val2017", "train2014", "val2014")
-"""Where COCO's releases have an image, below the folder of images."""
 
 
 class AnnotatedBoxes:
